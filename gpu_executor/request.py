@@ -1,0 +1,182 @@
+"""Owns a request's state: what to generate from, how, and how far each of its sequences has come."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from collections import Counter
+
+
+class FinishReason(enum.Enum):
+    """Why a sequence ended."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    ABORT = "abort"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Sampling:
+    """How tokens are chosen; see SamplingParams of executor.proto for ranges. Values are validated before they get here."""
+
+    max_tokens: int
+    min_tokens: int = 0
+    n: int = 1
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    bad_words: tuple[tuple[int, ...], ...] = ()
+    allowed_token_ids: tuple[int, ...] = ()
+    stop_token_ids: frozenset[int] = frozenset()  # with the model's own, unless ignore_eos
+    seed: int = 0
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    logprob_token_ids: tuple[int, ...] = ()
+
+    @property
+    def has_penalties(self) -> bool:
+        return self.presence_penalty != 0 or self.frequency_penalty != 0 or self.repetition_penalty != 1
+
+    @property
+    def changes_logits(self) -> bool:
+        """Whether anything touches the logits before temperature and filters."""
+        return bool(
+            self.has_penalties or self.logit_bias or self.bad_words or self.allowed_token_ids or self.min_tokens
+        )
+
+
+class Request:
+    """A prompt and the n sequences that continue it. `key` is unique in the engine; `owner` is whoever takes the outputs."""
+
+    __slots__ = (
+        "_prompt_token_set",
+        "arrival",
+        "deadline",
+        "epoch",
+        "key",
+        "num_cached_tokens",
+        "num_prompt_logprobs",
+        "owner",
+        "priority",
+        "prompt_token_ids",
+        "salt",
+        "sampling",
+        "sequences",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        key: object,
+        prompt_token_ids: list[int],
+        sampling: Sampling,
+        *,
+        owner: object = None,
+        epoch: int = 0,
+        priority: int = 0,
+        deadline: float | None = None,
+        salt: bytes = b"",
+        resumed: dict[int, tuple[list[int], bool]] | None = None,
+    ) -> None:
+        """`deadline` is on the monotonic clock; `resumed` maps a sequence index to (its tokens, whether it has ended)."""
+        self.key, self.owner, self.epoch = key, owner, epoch
+        self.prompt_token_ids, self.sampling = prompt_token_ids, sampling
+        self.priority, self.deadline, self.salt = priority, deadline, salt
+        self.arrival = -1  # set by the scheduler
+        self.num_cached_tokens = 0  # of the prompt, that the prefix cache held
+        self.num_prompt_logprobs = 0  # prompt tokens, from the second on, whose log-probabilities were reported
+        self._prompt_token_set: frozenset[int] | None = None
+        resumed = resumed or {}
+        self.sequences = [
+            Sequence(self, index, resumed.get(index, ((), False))[0])
+            for index in range(sampling.n)
+            if not resumed.get(index, ((), False))[1]
+        ]
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        return len(self.prompt_token_ids)
+
+    @property
+    def finished(self) -> bool:
+        return all(sequence.finish_reason is not None for sequence in self.sequences)
+
+    @property
+    def wants_prompt_logprobs(self) -> bool:
+        """Whether prompt log-probabilities were asked for and are not all reported yet."""
+        return self.sampling.prompt_logprobs is not None and self.num_prompt_logprobs < self.num_prompt_tokens - 1
+
+    @property
+    def prompt_token_set(self) -> frozenset[int]:
+        """The prompt's distinct tokens, for the repetition penalty; made once."""
+        if self._prompt_token_set is None:
+            self._prompt_token_set = frozenset(self.prompt_token_ids)
+        return self._prompt_token_set
+
+
+class Sequence:
+    """One continuation of a request's prompt.
+
+    It has `num_computed_tokens` of its tokens' KV in `blocks` and must catch up with `token_ids` (prompt and output):
+    there is no prefill and no decode phase. When it has caught up, a new token is sampled.
+    """
+
+    __slots__ = (
+        "blocks",
+        "digests",
+        "finish_reason",
+        "index",
+        "num_computed_tokens",
+        "num_preemptions",
+        "num_published",
+        "num_table_blocks",
+        "output_counts",
+        "request",
+        "slot",
+        "token_ids",
+    )  # fmt: skip
+
+    def __init__(self, request: Request, index: int, output_token_ids: list[int] | tuple[int, ...] = ()) -> None:
+        self.request, self.index = request, index
+        self.token_ids = [*request.prompt_token_ids, *output_token_ids]
+        self.num_computed_tokens = 0
+        self.blocks: list[int] = []
+        self.digests: list[bytes] = []  # of full blocks, as far as they were needed
+        self.num_published = 0  # leading blocks that the prefix cache knows
+        self.slot = -1  # row of the runner's block table while running
+        self.num_table_blocks = 0  # leading blocks that the runner's table holds
+        self.finish_reason: FinishReason | None = None
+        self.output_counts: Counter[int] | None = Counter(output_token_ids) if request.sampling.has_penalties else None
+        self.num_preemptions = 0
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids)
+
+    @property
+    def num_output_tokens(self) -> int:
+        return len(self.token_ids) - len(self.request.prompt_token_ids)
+
+    @property
+    def output_token_ids(self) -> list[int]:
+        return self.token_ids[len(self.request.prompt_token_ids) :]
+
+    @property
+    def order(self) -> tuple[int, int, int]:
+        """Lower runs earlier: priority, then arrival."""
+        return (self.request.priority, self.request.arrival, self.index)
+
+    def append(self, token_id: int) -> None:
+        """Adds a sampled token and decides whether the sequence ends with it."""
+        self.token_ids.append(token_id)
+        if self.output_counts is not None:
+            self.output_counts[token_id] += 1
+        sampling, num_output = self.request.sampling, self.num_output_tokens
+        if token_id in sampling.stop_token_ids and num_output >= sampling.min_tokens:
+            self.finish_reason = FinishReason.STOP
+        elif num_output >= sampling.max_tokens:
+            self.finish_reason = FinishReason.LENGTH

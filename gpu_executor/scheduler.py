@@ -1,0 +1,290 @@
+"""Owns who runs in the next step and with how many tokens. It knows blocks and counts, no tensors and no text.
+
+Every sequence has tokens whose KV is not computed yet; a step hands out a token budget among them. A prompt longer than
+what is left of the budget is computed over several steps (chunked prefill); a sequence that has caught up needs one
+token per step (decode). When blocks run out, the sequence that would run last gives all of its back and starts again
+later (preemption by recompute); its tokens stay.
+"""
+
+from __future__ import annotations
+
+import bisect
+import dataclasses
+import itertools
+from collections.abc import Iterator
+from collections.abc import Sequence as SequenceOf
+
+from forebay.block_hash import block_digest, root_digest
+from gpu_executor.block_pool import BlockPool
+from gpu_executor.request import FinishReason, Request, Sequence
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ScheduledSequence:
+    """A sequence's part of a step: its next `num_tokens` tokens, from position sequence.num_computed_tokens on."""
+
+    sequence: Sequence
+    num_tokens: int
+
+    @property
+    def samples(self) -> bool:
+        """Whether the sequence has caught up after this step, so that a token is sampled for it."""
+        return self.sequence.num_computed_tokens + self.num_tokens == self.sequence.num_tokens
+
+
+@dataclasses.dataclass(slots=True)
+class Ledger:
+    """Counts of sequences; they balance at all times: admitted == waiting + running + finished + aborted."""
+
+    num_admitted: int = 0
+    num_finished: int = 0
+    num_aborted: int = 0
+    num_preemptions: int = 0
+
+
+class Scheduler:
+    """First come, first served within a priority; running sequences before waiting ones."""
+
+    def __init__(
+        self,
+        pool: BlockPool,
+        *,
+        block_size: int,
+        max_num_seqs: int,
+        max_num_batched_tokens: int,
+        max_prefill_tokens_beside_decode: int,
+    ) -> None:
+        self.pool, self.block_size = pool, block_size
+        self.max_num_seqs, self.max_num_batched_tokens = max_num_seqs, max_num_batched_tokens
+        self.max_prefill_tokens_beside_decode = max_prefill_tokens_beside_decode
+        self.running: list[Sequence] = []  # by order
+        self.waiting: list[Sequence] = []  # by order
+        self.ledger = Ledger()
+        self._arrivals = itertools.count()
+        self._free_slots = list(range(max_num_seqs - 1, -1, -1))
+
+    # ---- requests come and go ------------------------------------------------------------------------------------
+
+    def add(self, request: Request) -> None:
+        """Takes a request; its sequences wait until a step has room."""
+        request.arrival = next(self._arrivals)
+        self.ledger.num_admitted += len(request.sequences)
+        for sequence in request.sequences:
+            bisect.insort(self.waiting, sequence, key=_order)
+
+    def abort(self, request: Request, index: int | None = None) -> bool:
+        """Ends a request (or one of its sequences) and frees its blocks at once; whether anything was left to end."""
+        ended = False
+        for sequence in request.sequences:
+            if sequence.finish_reason is None and index in (None, sequence.index):
+                sequence.finish_reason = FinishReason.ABORT
+                self._leave(sequence)
+                self.ledger.num_aborted += 1
+                ended = True
+        return ended
+
+    def finish(self, sequence: Sequence) -> None:
+        """Frees the blocks of a sequence that has ended by itself (its finish_reason is set)."""
+        self._leave(sequence)
+        self.ledger.num_finished += 1
+
+    def _leave(self, sequence: Sequence) -> None:
+        queue = self.running if sequence.slot >= 0 else self.waiting
+        queue.remove(sequence)
+        self._give_back(sequence)
+
+    def _give_back(self, sequence: Sequence) -> None:
+        self.pool.release(sequence.blocks)
+        sequence.blocks, sequence.num_published = [], 0
+        sequence.num_computed_tokens = sequence.num_table_blocks = 0
+        if sequence.slot >= 0:
+            self._free_slots.append(sequence.slot)
+            sequence.slot = -1
+
+    # ---- a step --------------------------------------------------------------------------------------------------
+
+    def schedule(self) -> list[ScheduledSequence]:
+        """Who takes part in the next step. Blocks for all of its tokens are held when this returns."""
+        plan: list[ScheduledSequence] = []
+        num_preemptions = self.ledger.num_preemptions
+        decoding = [s for s in self.running if s.num_tokens - s.num_computed_tokens == 1]
+        prefilling = [s for s in self.running if s.num_tokens - s.num_computed_tokens > 1]
+        budget = self.max_num_batched_tokens
+        for sequence in decoding:
+            if budget and self._reserve(sequence, 1, plan):
+                plan.append(ScheduledSequence(sequence, 1))
+                budget -= 1
+        if plan:
+            budget = min(budget, self.max_prefill_tokens_beside_decode)
+        for sequence in prefilling:
+            count = min(sequence.num_tokens - sequence.num_computed_tokens, budget)
+            if count and self._reserve(sequence, count, plan):
+                plan.append(ScheduledSequence(sequence, count))
+                budget -= count
+        if self.ledger.num_preemptions > num_preemptions:  # what was just given back must not be taken at once
+            return plan
+        while budget and self.waiting:
+            admitted = self._admit(self.waiting[0], budget, plan)
+            if admitted is None:
+                break
+            plan.append(admitted)
+            budget -= admitted.num_tokens
+        return plan
+
+    def update(self, plan: SequenceOf[ScheduledSequence]) -> None:
+        """Notes that a step's tokens are computed; sampled tokens are appended after this."""
+        for part in plan:
+            part.sequence.num_computed_tokens += part.num_tokens
+            self._publish(part.sequence)
+
+    def _reserve(self, sequence: Sequence, count: int, plan: list[ScheduledSequence]) -> bool:
+        """Takes the blocks that `count` more tokens need, preempting from the back; False if `sequence` itself had to go."""
+        if sequence.slot < 0:  # was preempted for one that comes before it
+            return False
+        needed = self._num_blocks(sequence.num_computed_tokens + count) - len(sequence.blocks)
+        while needed > 0 and (blocks := self.pool.allocate(needed)) is None:
+            victim = self.running[-1]
+            self._preempt(victim, plan)
+            if victim is sequence:
+                return False
+        if needed > 0:
+            sequence.blocks += blocks
+        return True
+
+    def _admit(self, sequence: Sequence, budget: int, plan: list[ScheduledSequence]) -> ScheduledSequence | None:
+        """Starts a waiting sequence, or None if it has to wait."""
+        if self._waits_for_sibling(sequence):
+            return self._admit_after(sequence, budget, plan)
+        while len(self.running) >= self.max_num_seqs:
+            if not self._preempt_for(sequence, plan):
+                return None
+        known = self._known_blocks(sequence)
+        num_known_tokens = len(known) * self.block_size
+        count = min(sequence.num_tokens - num_known_tokens, budget)
+        needed = self._num_blocks(num_known_tokens + count) - len(known)
+        while needed + self.pool.num_free_of(known) > self.pool.num_free:
+            if not self._preempt_for(sequence, plan):
+                return None
+        self.pool.share(known)
+        blocks = self.pool.allocate(needed)
+        assert blocks is not None
+        sequence.blocks = [*known, *blocks]
+        sequence.num_computed_tokens, sequence.num_published = num_known_tokens, len(known)
+        self._count_hit(sequence, num_known_tokens)
+        self.waiting.remove(sequence)
+        bisect.insort(self.running, sequence, key=_order)
+        sequence.slot, sequence.num_table_blocks = self._free_slots.pop(), 0
+        return ScheduledSequence(sequence, count)
+
+    def _admit_after(self, first: Sequence, budget: int, plan: list[ScheduledSequence]) -> ScheduledSequence | None:
+        """Starts the first waiting sequence that need not wait for its request's prompt."""
+        for sequence in self.waiting:
+            if not self._waits_for_sibling(sequence):
+                return self._admit(sequence, budget, plan)
+        return None
+
+    def _preempt_for(self, sequence: Sequence, plan: list[ScheduledSequence]) -> bool:
+        """Preempts the last running sequence if its priority is lower than that of `sequence` and it is not in the step."""
+        if not self.running or self.running[-1].request.priority <= sequence.request.priority:
+            return False
+        self._preempt(self.running[-1], plan)
+        return True
+
+    def _preempt(self, victim: Sequence, plan: list[ScheduledSequence]) -> None:
+        """Takes a running sequence's blocks away and lets it wait; it comes back in the order of its arrival."""
+        plan[:] = [part for part in plan if part.sequence is not victim]
+        self.running.remove(victim)
+        self._give_back(victim)
+        victim.num_preemptions += 1
+        self.ledger.num_preemptions += 1
+        bisect.insort(self.waiting, victim, key=_order)
+
+    def preempt_all(self) -> None:
+        """Preempts everything that runs, as if memory had run out; for tests."""
+        for sequence in list(self.running):
+            self._preempt(sequence, [])
+
+    # ---- prefixes ------------------------------------------------------------------------------------------------
+
+    def _known_blocks(self, sequence: Sequence) -> list[int]:
+        """Blocks that hold the sequence's beginning already, from a sibling or from the prefix cache.
+
+        The last token is always computed, as its logits are wanted; so are all tokens where prompt log-probabilities are.
+        """
+        request = sequence.request
+        limit = (sequence.num_tokens - 1) // self.block_size
+        if request.wants_prompt_logprobs and sequence is request.sequences[0]:
+            return []
+        donor = self._sibling_with_prompt(sequence)
+        shared = donor.blocks[: (request.num_prompt_tokens - 1) // self.block_size] if donor else []
+        if self.pool.prefix_cache is None:
+            return shared
+        cached = self.pool.match(itertools.islice(self._digests(sequence), limit))
+        return cached if len(cached) > len(shared) else shared
+
+    def _sibling_with_prompt(self, sequence: Sequence) -> Sequence | None:
+        num_prompt_tokens = sequence.request.num_prompt_tokens
+        for other in sequence.request.sequences:
+            if other is not sequence and other.slot >= 0 and other.num_computed_tokens >= num_prompt_tokens:
+                return other
+        return None
+
+    def _waits_for_sibling(self, sequence: Sequence) -> bool:
+        """Whether another sequence of the request is computing the prompt that this one could share."""
+        request = sequence.request
+        if len(request.sequences) == 1 or request.num_prompt_tokens <= self.block_size:
+            return False
+        if self._sibling_with_prompt(sequence) is not None:
+            return False
+        return any(other is not sequence and other.slot >= 0 for other in request.sequences)
+
+    def _digests(self, sequence: Sequence) -> Iterator[bytes]:
+        """Digests of the sequence's full blocks; computed when they are asked for, and kept."""
+        yield from sequence.digests
+        size = self.block_size
+        while (end := (len(sequence.digests) + 1) * size) <= sequence.num_tokens:
+            parent = sequence.digests[-1] if sequence.digests else root_digest(sequence.request.salt)
+            sequence.digests.append(block_digest(parent, sequence.token_ids[end - size : end]))
+            yield sequence.digests[-1]
+
+    def _publish(self, sequence: Sequence) -> None:
+        """Makes the sequence's newly full blocks known to the prefix cache."""
+        cache = self.pool.prefix_cache
+        num_full = sequence.num_computed_tokens // self.block_size
+        if cache is None or num_full <= sequence.num_published:
+            return
+        for index, digest in enumerate(itertools.islice(self._digests(sequence), num_full)):
+            if index >= sequence.num_published:
+                cache.publish(sequence.blocks[index], digest)
+        sequence.num_published = num_full
+
+    def _count_hit(self, sequence: Sequence, num_known_tokens: int) -> None:
+        request, cache = sequence.request, self.pool.prefix_cache
+        if cache is not None and sequence is request.sequences[0] and not sequence.num_preemptions:
+            cache.num_queried_tokens += sequence.num_tokens
+            cache.num_hit_tokens += num_known_tokens
+            request.num_cached_tokens = min(num_known_tokens, request.num_prompt_tokens)
+
+    # ---- counts --------------------------------------------------------------------------------------------------
+
+    def _num_blocks(self, num_tokens: int) -> int:
+        return -(-num_tokens // self.block_size)
+
+    @property
+    def num_waiting_tokens(self) -> int:
+        """Tokens of waiting sequences, all of which may have to be computed."""
+        return sum(sequence.num_tokens for sequence in self.waiting)
+
+    def check(self) -> None:
+        """Raises AssertionError when the ledger, the queues and the blocks disagree; for tests and debugging."""
+        ledger = self.ledger
+        assert ledger.num_admitted == len(self.waiting) + len(self.running) + ledger.num_finished + ledger.num_aborted
+        self.pool.check()
+        held = {block for sequence in self.running for block in sequence.blocks}
+        assert len(held) == self.pool.num_used, "a block is held by nobody who runs"
+        assert all(not sequence.blocks for sequence in self.waiting)
+        assert len({s.slot for s in self.running}) == len(self.running) == self.max_num_seqs - len(self._free_slots)
+
+
+def _order(sequence: Sequence) -> tuple[int, int, int]:
+    return sequence.order

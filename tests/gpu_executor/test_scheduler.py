@@ -1,0 +1,226 @@
+"""Every admitted sequence ends exactly once, no block leaks, none is shared wrongly, at any budget and memory.
+
+The model here is a function of the tokens before a position, written into blocks as a real one writes KV: reading a
+block that was shared or reused wrongly gives other content, and the test sees it.
+"""
+
+from __future__ import annotations
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import given, settings
+
+from gpu_executor.block_pool import BlockPool
+from gpu_executor.request import FinishReason, Request, Sampling
+from gpu_executor.scheduler import ScheduledSequence, Scheduler
+
+BLOCK = 4
+
+
+class FakeModel:
+    """Writes (token, all before it) into slots and checks that a sequence reads back its own tokens."""
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        self.scheduler = scheduler
+        self.slots: dict[int, tuple[int, int]] = {}
+
+    def run(self, plan: list[ScheduledSequence]) -> None:
+        written: set[int] = set()
+        for part in plan:
+            sequence = part.sequence
+            for position in range(sequence.num_computed_tokens, sequence.num_computed_tokens + part.num_tokens):
+                slot = sequence.blocks[position // BLOCK] * BLOCK + position % BLOCK
+                assert slot not in written, "two sequences write one slot"
+                written.add(slot)
+                self.slots[slot] = (sequence.token_ids[position], hash(tuple(sequence.token_ids[: position + 1])))
+        for part in plan:
+            sequence = part.sequence
+            for position in range(sequence.num_computed_tokens + part.num_tokens):
+                slot = sequence.blocks[position // BLOCK] * BLOCK + position % BLOCK
+                assert self.slots[slot][1] == hash(tuple(sequence.token_ids[: position + 1])), "foreign KV is read"
+
+    def next_token(self, token_ids: list[int]) -> int:
+        return hash(tuple(token_ids)) % 7
+
+
+def make_scheduler(
+    num_blocks: int = 32, *, caching: bool = True, seqs: int = 8, budget: int = 16, beside: int = 8
+) -> Scheduler:
+    return Scheduler(
+        BlockPool(num_blocks, prefix_caching=caching),
+        block_size=BLOCK,
+        max_num_seqs=seqs,
+        max_num_batched_tokens=budget,
+        max_prefill_tokens_beside_decode=beside,
+    )
+
+
+def step(scheduler: Scheduler, model: FakeModel) -> list[ScheduledSequence]:
+    plan = scheduler.schedule()
+    assert sum(part.num_tokens for part in plan) <= scheduler.max_num_batched_tokens
+    assert all(part.num_tokens > 0 for part in plan)
+    assert len({id(part.sequence) for part in plan}) == len(plan)
+    scheduler.check()
+    model.run(plan)
+    samples = [part.sequence for part in plan if part.samples]
+    scheduler.update(plan)
+    for sequence in samples:
+        sequence.append(model.next_token(sequence.token_ids))
+        if sequence.finish_reason is not None:
+            scheduler.finish(sequence)
+    scheduler.check()
+    return plan
+
+
+def run_all(scheduler: Scheduler, model: FakeModel, limit: int = 3000) -> None:
+    for _ in range(limit):
+        if not scheduler.running and not scheduler.waiting:
+            return
+        step(scheduler, model)
+    raise AssertionError("the scheduler makes no progress")
+
+
+def alone(request: Request) -> list[list[int]]:
+    """What each sequence generates with nobody else there."""
+    outputs = []
+    for _ in request.sequences:
+        tokens = list(request.prompt_token_ids)
+        for _ in range(request.sampling.max_tokens):
+            tokens.append(hash(tuple(tokens)) % 7)
+            if tokens[-1] in request.sampling.stop_token_ids:
+                break
+        outputs.append(tokens[len(request.prompt_token_ids) :])
+    return outputs
+
+
+prompts = st.lists(st.integers(0, 1), min_size=1, max_size=18)  # few different tokens: many shared beginnings
+requests = st.builds(
+    lambda prompt, max_tokens, n, priority, stop: (prompt, max_tokens, n, priority, stop),
+    prompts, st.integers(1, 6), st.integers(1, 3), st.integers(-1, 1), st.sets(st.integers(0, 6), max_size=1),
+)  # fmt: skip
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    data=st.data(),
+    asked=st.lists(requests, min_size=1, max_size=14),
+    num_blocks=st.integers(6, 16),
+    caching=st.booleans(),
+    seqs=st.integers(1, 6),
+    budget=st.integers(6, 40),
+    beside=st.integers(1, 16),
+)
+def test_every_sequence_ends_once_with_the_tokens_it_has_alone(
+    data, asked, num_blocks, caching, seqs, budget, beside
+) -> None:
+    scheduler = make_scheduler(num_blocks, caching=caching, seqs=seqs, budget=budget, beside=beside)
+    model = FakeModel(scheduler)
+    made = []
+    for key, (prompt, max_tokens, n, priority, stop) in enumerate(asked):
+        sampling = Sampling(max_tokens=max_tokens, n=n, stop_token_ids=frozenset(stop))
+        made.append(Request(key, prompt, sampling, priority=priority))
+        scheduler.add(made[-1])
+        for _ in range(data.draw(st.integers(0, 2))):
+            step(scheduler, model)
+        if data.draw(st.integers(0, 5)) == 0:
+            scheduler.preempt_all()
+    aborted = data.draw(st.sets(st.integers(0, len(made) - 1), max_size=2))
+    for index in aborted:
+        scheduler.abort(made[index])
+        scheduler.check()
+    run_all(scheduler, model)
+    assert scheduler.pool.num_used == 0
+    assert scheduler.ledger.num_admitted == scheduler.ledger.num_finished + scheduler.ledger.num_aborted
+    for index, request in enumerate(made):
+        if index not in aborted:
+            assert [sequence.output_token_ids for sequence in request.sequences] == alone(request)
+        assert all(sequence.finish_reason is not None for sequence in request.sequences)
+
+
+def test_preemption_gives_the_block_to_the_request_that_came_first() -> None:
+    scheduler = make_scheduler(4, caching=False)
+    model = FakeModel(scheduler)
+    first, second = (Request(k, [1] * 7, Sampling(max_tokens=8)) for k in "ab")
+    scheduler.add(first)
+    scheduler.add(second)
+    while not scheduler.ledger.num_preemptions:
+        step(scheduler, model)
+    assert scheduler.waiting == second.sequences and scheduler.running == first.sequences
+    run_all(scheduler, model)
+    assert first.sequences[0].output_token_ids == alone(first)[0]
+    assert second.sequences[0].output_token_ids == alone(second)[0]
+
+
+def test_a_more_urgent_request_takes_the_place_of_a_less_urgent_one() -> None:
+    scheduler = make_scheduler(32, seqs=1)
+    model = FakeModel(scheduler)
+    slow = Request("slow", [1], Sampling(max_tokens=20), priority=5)
+    scheduler.add(slow)
+    step(scheduler, model)
+    urgent = Request("urgent", [2], Sampling(max_tokens=2), priority=-5)
+    scheduler.add(urgent)
+    step(scheduler, model)
+    step(scheduler, model)
+    assert urgent.finished and not slow.finished
+    run_all(scheduler, model)
+    assert slow.finished
+
+
+def test_sequences_of_one_request_share_the_blocks_of_its_prompt() -> None:
+    scheduler = make_scheduler(64, caching=False, budget=64)
+    model = FakeModel(scheduler)
+    request = Request("n", [1, 2, 3] * 4 + [1], Sampling(max_tokens=3, n=4))
+    scheduler.add(request)
+    step(scheduler, model)
+    step(scheduler, model)
+    assert all(sequence.blocks[:3] == request.sequences[0].blocks[:3] for sequence in request.sequences)
+    assert scheduler.pool.num_used == 3 + 4
+    run_all(scheduler, model)
+
+
+def test_a_known_prefix_is_not_computed_again_but_the_last_token_is() -> None:
+    scheduler = make_scheduler()
+    model = FakeModel(scheduler)
+    for key, prompt in (("cold", [1] * 12), ("warm", [1] * 12)):
+        request = Request(key, prompt, Sampling(max_tokens=1))
+        scheduler.add(request)
+        plan = step(scheduler, model)
+        assert plan[0].num_tokens == (12 if key == "cold" else 4)
+    assert request.num_cached_tokens == 8
+    assert scheduler.pool.prefix_cache.num_hit_tokens == 8
+
+
+def test_another_salt_shares_nothing() -> None:
+    scheduler = make_scheduler()
+    model = FakeModel(scheduler)
+    for salt in (b"one", b"two"):
+        request = Request(salt, [1] * 12, Sampling(max_tokens=1), salt=salt)
+        scheduler.add(request)
+        assert step(scheduler, model)[0].num_tokens == 12
+    assert request.num_cached_tokens == 0
+
+
+def test_decodes_go_on_while_a_long_prompt_arrives_in_bounded_chunks() -> None:
+    scheduler = make_scheduler(64, budget=32, beside=5)
+    model = FakeModel(scheduler)
+    chat = Request("chat", [1], Sampling(max_tokens=30))
+    scheduler.add(chat)
+    step(scheduler, model)
+    scheduler.add(Request("long", [2] * 23, Sampling(max_tokens=1)))
+    for _ in range(4):
+        plan = step(scheduler, model)
+        assert plan[0].sequence is chat.sequences[0] and [part.num_tokens for part in plan[1:]] == [5]
+
+
+@pytest.mark.parametrize("when", ["waiting", "prefilling", "decoding"])
+def test_abort_frees_blocks_at_once(when: str) -> None:
+    scheduler = make_scheduler(64, caching=False, budget=8)
+    model = FakeModel(scheduler)
+    request = Request("r", [1] * 20, Sampling(max_tokens=9))
+    scheduler.add(request)
+    for _ in range({"waiting": 0, "prefilling": 1, "decoding": 4}[when]):
+        step(scheduler, model)
+    assert scheduler.abort(request) and not scheduler.abort(request)
+    assert scheduler.pool.num_used == 0 and request.sequences[0].finish_reason is FinishReason.ABORT
+    scheduler.check()
+    assert scheduler.schedule() == []
