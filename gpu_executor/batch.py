@@ -1,0 +1,23 @@
+"""Owns the shape of a step's input: a ragged batch, all tokens in a row, with where each sequence begins."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Batch:
+    """Everything the model needs for one step, on the model's device. T tokens of R sequences.
+
+    Sequence r has rows query_start[r] to query_start[r + 1], which are the last of its seq_lens[r] tokens; its KV lies in
+    the blocks block_table[r]. Token t goes to slot slot_mapping[t] = block * block_size + offset.
+    """
+
+    token_ids: torch.Tensor  # (T,) int64
+    positions: torch.Tensor  # (T,) int64
+    query_start: torch.Tensor  # (R + 1,) int32
+    seq_lens: torch.Tensor  # (R,) int32, the step's tokens counted in
+    block_table: torch.Tensor  # (R, M) int32
+    slot_mapping: torch.Tensor  # (T,) int64

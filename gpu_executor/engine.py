@@ -1,0 +1,224 @@
+"""Owns the step: schedule, build the batch, run, sample, hand out. It never sees text, and it runs in one thread.
+
+add / abort ──▶ scheduler ──▶ plan ──▶ model_runner ──▶ tokens ──▶ StepOutput
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import heapq
+import itertools
+import time
+from collections.abc import Callable, Hashable
+
+from forebay.errors import Aborted, DeadlineExceeded, ForebayError, InvalidRequest, ResourceExhausted
+from forebay.v1.errors_pb2 import ErrorReason
+from gpu_executor.model_runner import ModelRunner, RunResult
+from gpu_executor.request import FinishReason, Request, Sequence
+from gpu_executor.sampler import TokenLogprobs
+from gpu_executor.scheduler import ScheduledSequence, Scheduler
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TokenOutput:
+    """A token that a step gave a sequence. A snapshot: the sequence itself goes on while this is being sent."""
+
+    sequence: Sequence
+    token_id: int
+    token_index: int  # among the sequence's generated tokens, from 0
+    logprobs: TokenLogprobs | None
+    finish_reason: FinishReason | None  # if the sequence ended with this token
+    ends_request: bool
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PromptLogprobsOutput:
+    """Log-probabilities of prompt tokens; the first entry is that of the token at `first_position`."""
+
+    request: Request
+    first_position: int
+    entries: list[TokenLogprobs]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Load:
+    """How busy the engine is."""
+
+    num_running: int
+    num_waiting: int
+    num_waiting_tokens: int
+    num_used_blocks: int
+    num_blocks: int
+    num_preemptions: int
+
+
+@dataclasses.dataclass(slots=True)
+class StepOutput:
+    """What one step gave."""
+
+    step: int
+    load: Load | None = None
+    stored_hashes: list[int] = dataclasses.field(default_factory=list)  # new in the prefix cache
+    removed_hashes: list[int] = dataclasses.field(default_factory=list)
+    tokens: list[TokenOutput] = dataclasses.field(default_factory=list)
+    prompt_logprobs: list[PromptLogprobsOutput] = dataclasses.field(default_factory=list)
+    started: list[Request] = dataclasses.field(default_factory=list)  # first token; num_cached_tokens is known
+    failed: list[tuple[Request, ForebayError]] = dataclasses.field(default_factory=list)
+
+
+class Engine:
+    """Continuous batching over one model. Not thread-safe: whoever owns it calls everything from one thread."""
+
+    def __init__(
+        self,
+        runner: ModelRunner,
+        scheduler: Scheduler,
+        *,
+        max_model_len: int,
+        vocab_size: int,
+        max_num_waiting: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.runner, self.scheduler = runner, scheduler
+        self.max_model_len, self.vocab_size, self.max_num_waiting = max_model_len, vocab_size, max_num_waiting
+        self.num_steps = 0
+        self.requests: dict[Hashable, Request] = {}
+        self._clock = clock
+        self._deadlines: list[tuple[float, int, Request]] = []
+        self._ties = itertools.count()
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.requests)
+
+    def add(self, request: Request) -> None:
+        """Takes a request, or raises what is wrong with it; nothing of it is kept then."""
+        self.check(request)
+        if not request.sequences:  # resumed, and all of it had ended
+            return
+        self.requests[request.key] = request
+        if request.deadline is not None:
+            heapq.heappush(self._deadlines, (request.deadline, next(self._ties), request))
+        self.scheduler.add(request)
+
+    def check(self, request: Request) -> None:
+        """Raises what is wrong with a request. The frontend has looked too, but a wrong id would be a device fault for all."""
+        prompt, sampling = request.prompt_token_ids, request.sampling
+        if request.key in self.requests:
+            raise InvalidRequest("this request number is in use", ErrorReason.ERROR_REASON_DUPLICATE_REQUEST)
+        if not prompt:
+            raise InvalidRequest("the prompt has no tokens", ErrorReason.ERROR_REASON_EMPTY_PROMPT)
+        for sequence in request.sequences:
+            worst = max(sequence.token_ids)
+            if worst >= self.vocab_size or min(sequence.token_ids) < 0:
+                raise InvalidRequest(
+                    f"token id {worst} is not below the vocabulary's {self.vocab_size:,} entries",
+                    ErrorReason.ERROR_REASON_TOKEN_OUT_OF_RANGE,
+                )
+            if sequence.num_output_tokens >= sampling.max_tokens:
+                raise InvalidRequest("a resumed sequence has max_tokens tokens already")
+        total = len(prompt) + sampling.max_tokens
+        if total > self.max_model_len:
+            raise InvalidRequest(
+                f"prompt ({len(prompt):,} tokens) and max_tokens ({sampling.max_tokens:,}) are {total:,} together; "
+                f"the model takes {self.max_model_len:,}",
+                ErrorReason.ERROR_REASON_TOO_LONG,
+            )
+        capacity = self.scheduler.pool.num_blocks * self.scheduler.block_size
+        if total > capacity:
+            raise InvalidRequest(
+                f"prompt and max_tokens are {total:,} tokens; the KV cache holds {capacity:,}",
+                ErrorReason.ERROR_REASON_TOO_LONG,
+            )
+        if len(self.scheduler.waiting) + len(request.sequences) > self.max_num_waiting:
+            raise ResourceExhausted(
+                f"{len(self.scheduler.waiting):,} sequences wait; at most {self.max_num_waiting:,} can",
+                retry_after_ms=1000,
+            )
+
+    def abort(self, key: Hashable, sequence_index: int | None = None) -> bool:
+        """Ends a request (or one of its sequences) at once; whether it was running."""
+        request = self.requests.get(key)
+        if request is None:
+            return False
+        ended = self.scheduler.abort(request, sequence_index)
+        self._forget_if_finished(request)
+        return ended
+
+    def step(self) -> StepOutput:
+        """Runs one step. With nothing to compute, only deadlines are looked at."""
+        output = StepOutput(self.num_steps)
+        self._expire(output)
+        plan = self.scheduler.schedule()
+        if plan:
+            self._run(plan, output)
+        output.load = self.load()
+        if self.scheduler.pool.prefix_cache is not None:
+            output.stored_hashes, output.removed_hashes = self.scheduler.pool.prefix_cache.take_events()
+        return output
+
+    def load(self) -> Load:
+        """How busy the engine is now; called by whoever steps it."""
+        scheduler, pool = self.scheduler, self.scheduler.pool
+        return Load(
+            len(scheduler.running), len(scheduler.waiting), scheduler.num_waiting_tokens, pool.num_used, pool.num_blocks,
+            scheduler.ledger.num_preemptions,
+        )  # fmt: skip
+
+    def _run(self, plan: list[ScheduledSequence], output: StepOutput) -> None:
+        self.num_steps += 1
+        output.step = self.num_steps
+        result = self.runner.run(plan)
+        self._collect_prompt_logprobs(plan, result, output)
+        self.scheduler.update(plan)
+        for part, sampled in zip(plan, result.sampled, strict=True):
+            sequence = part.sequence
+            if sampled is None or sequence.finish_reason is not None:
+                continue
+            if sampled.token_id is None:
+                self._fail(sequence.request, Aborted("the model gave values that are not numbers"), output)
+                continue
+            token_index = sequence.num_output_tokens
+            sequence.append(sampled.token_id)
+            if token_index == 0 and sequence is sequence.request.sequences[0]:
+                output.started.append(sequence.request)
+            if sequence.finish_reason is not None:
+                self.scheduler.finish(sequence)
+                self._forget_if_finished(sequence.request)
+            output.tokens.append(
+                TokenOutput(
+                    sequence,
+                    sampled.token_id,
+                    token_index,
+                    sampled.logprobs,
+                    sequence.finish_reason,
+                    sequence.finish_reason is not None and sequence.request.finished,
+                )
+            )
+
+    def _collect_prompt_logprobs(self, plan: list[ScheduledSequence], result: RunResult, output: StepOutput) -> None:
+        for index, entries in result.prompt_logprobs.items():
+            sequence = plan[index].sequence
+            request, first = sequence.request, sequence.num_computed_tokens + 1
+            # After a preemption the prompt is computed again; what was reported is not reported twice.
+            known = max(0, request.num_prompt_logprobs + 1 - first)
+            if entries[known:]:
+                output.prompt_logprobs.append(PromptLogprobsOutput(request, first + known, entries[known:]))
+                request.num_prompt_logprobs = first + len(entries) - 1
+
+    def _expire(self, output: StepOutput) -> None:
+        now = self._clock()
+        while self._deadlines and self._deadlines[0][0] <= now:
+            request = heapq.heappop(self._deadlines)[2]
+            if not request.finished and self.requests.get(request.key) is request:
+                num_output = max(sequence.num_output_tokens for sequence in request.sequences)
+                self._fail(request, DeadlineExceeded(f"the deadline passed after {num_output} tokens"), output)
+
+    def _fail(self, request: Request, error: ForebayError, output: StepOutput) -> None:
+        self.scheduler.abort(request)
+        self._forget_if_finished(request)
+        output.failed.append((request, error))
+
+    def _forget_if_finished(self, request: Request) -> None:
+        if request.finished:
+            self.requests.pop(request.key, None)

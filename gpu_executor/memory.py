@@ -1,0 +1,64 @@
+"""Owns how much memory the KV cache gets, and how many blocks that is."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+import torch
+
+from gpu_executor.config import ExecutorConfig
+
+logger = logging.getLogger(__name__)
+
+_CPU_SHARE = 0.25  # of the memory that is free: a CPU machine does other things too
+
+
+def num_kv_blocks(config: ExecutorConfig, bytes_per_token: int, max_model_len: int, device: torch.device) -> int:
+    """Blocks of the KV cache.
+
+    Not more than max_num_seqs sequences of max_model_len tokens could use. Raises ValueError, saying what to change,
+    if not even one sequence of max_model_len tokens fits.
+    """
+    block_bytes = bytes_per_token * config.block_size
+    needed = -(-max_model_len // config.block_size)
+    budget = config.kv_cache_memory_bytes or _free_bytes(config, device)
+    num_blocks = min(budget // block_bytes, needed * config.max_num_seqs)
+    if num_blocks < needed:
+        raise ValueError(
+            f"the KV cache has {budget / 2**20:,.0f} MiB, which is {num_blocks * config.block_size:,} tokens; one sequence of "
+            f"max_model_len {max_model_len:,} needs {needed * block_bytes / 2**20:,.0f} MiB: lower --max-model-len or raise "
+            "--kv-cache-memory-bytes"
+        )
+    logger.info(
+        "KV cache: %s blocks of %d tokens, %.0f MiB",
+        f"{num_blocks:,}",
+        config.block_size,
+        num_blocks * block_bytes / 2**20,
+    )
+    return num_blocks
+
+
+def _free_bytes(config: ExecutorConfig, device: torch.device) -> int:
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        return max(0, int(total * config.gpu_memory_utilization) - (total - free))
+    return int(_available_host_bytes() * _CPU_SHARE)
+
+
+def _available_host_bytes() -> int:
+    """Memory that can be had without swapping: the machine's, or less where a control group says so."""
+    available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            fields = dict(line.split(":", 1) for line in file)
+        available = int(fields["MemAvailable"].split()[0]) * 1024
+        with (
+            open("/sys/fs/cgroup/memory.max", encoding="ascii") as limit,
+            open("/sys/fs/cgroup/memory.current", encoding="ascii") as used,
+        ):
+            if (text := limit.read().strip()) != "max":
+                available = min(available, int(text) - int(used.read()))
+    except (OSError, KeyError, ValueError):
+        pass  # not Linux, or no control group: the coarser figure stands
+    return available

@@ -1,0 +1,41 @@
+"""Owns the attention mixer: project, rotate and write the cache, attend, project back."""
+
+from __future__ import annotations
+
+import torch
+
+from gpu_executor.batch import Batch
+from gpu_executor.layers.linear import Linear
+from gpu_executor.mixers.state import KvCache, PagedKv
+from gpu_executor.models.spec import Attention
+from kernels.paged_attention import paged_attention
+from kernels.rope_kv_write import rope_kv_write
+
+
+class AttentionMixer:
+    """Grouped-query attention. Queries, keys and values come from one fused projection."""
+
+    def __init__(self, spec: Attention, qkv: Linear, o: Linear, cos_sin: torch.Tensor | None) -> None:
+        """qkv ((H + 2G)K, D), o (D, HK), cos_sin (P, rope_dim) or None where nothing rotates."""
+        self.qkv, self.o, self.cos_sin = qkv, o, cos_sin
+        self.layout = PagedKv(spec.num_kv_heads, spec.head_dim, spec.window)
+        self._heads = (spec.num_heads, spec.num_kv_heads, spec.num_kv_heads)
+        self._num_heads = sum(self._heads)
+        self._head_dim, self._scale, self._window = spec.head_dim, spec.scale, spec.window
+
+    def __call__(self, x: torch.Tensor, batch: Batch, state: KvCache) -> torch.Tensor:
+        """x (T, D) -> (T, D); writes the step's keys and values into the cache."""
+        qkv = self.qkv(x).view(-1, self._num_heads, self._head_dim)  # (T, H + 2G, K)
+        q, k, v = qkv.split(self._heads, 1)
+        q = rope_kv_write(q, k, v, self.cos_sin, batch.positions, state.k, state.v, batch.slot_mapping)
+        attended = paged_attention(
+            q,
+            state.k,
+            state.v,
+            batch.block_table,
+            batch.query_start,
+            batch.seq_lens,
+            scale=self._scale,
+            window=self._window,
+        )
+        return self.o(attended.flatten(1))  # (T, HK) -> (T, D)

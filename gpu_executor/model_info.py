@@ -1,0 +1,60 @@
+"""Owns what an executor knows of its model from the folder's JSON files, and tells frontends."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from forebay.errors import CheckpointError
+from forebay.fingerprint import PROCESSOR_VERSION
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What a frontend has to know of the model."""
+
+    architecture: str
+    dtype: str
+    max_model_len: int
+    vocab_size: int
+    eos_token_ids: tuple[int, ...]
+    block_size: int
+    num_blocks: int
+    max_num_seqs: int
+    prefix_caching: bool
+    model_digest: str
+    tokenizer_digest: str
+    processor_version: int = PROCESSOR_VERSION
+
+
+def read_model_config(folder: Path, overrides: dict[str, Any] | None) -> dict[str, Any]:
+    """config.json as data, with `--hf-overrides` merged in."""
+    from gpu_executor.models.config_reader import apply_overrides
+
+    config = _read_json(folder / "config.json")
+    if config is None:
+        raise CheckpointError(f"{folder.name} has no config.json: is it a model folder?")
+    return apply_overrides(config, overrides) if overrides else config
+
+
+def eos_token_ids(folder: Path, config: dict[str, Any]) -> tuple[int, ...]:
+    """Ids that end a sequence: those of generation_config.json if it names any, else those of config.json."""
+    for source in (_read_json(folder / "generation_config.json") or {}, config):
+        value = source.get("eos_token_id")
+        if value is not None:
+            return tuple(value) if isinstance(value, list) else (value,)
+    return ()
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    try:
+        data = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path.name} is not readable JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{path.name} is not a JSON object")
+    return data

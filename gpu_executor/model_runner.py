@@ -1,0 +1,127 @@
+"""Owns the tensors of a step: turns a plan into a ragged batch, runs the model and hands out rows of logits."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence as SequenceOf
+
+import numpy as np
+import torch
+
+from gpu_executor.batch import Batch
+from gpu_executor.models.decoder import Decoder
+from gpu_executor.sampler import SampledToken, TokenLogprobs, prompt_logprobs, sample
+from gpu_executor.scheduler import ScheduledSequence
+
+_PROMPT_LOGPROB_ROWS = 64  # rows of logits held at once for prompt log-probabilities: 64 x vocabulary x 4 bytes
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class RunResult:
+    """What a step gave: a token for each part that samples (None for the others), and prompt log-probabilities."""
+
+    sampled: list[SampledToken | None]
+    prompt_logprobs: dict[int, list[TokenLogprobs]]  # by part, for positions num_computed_tokens + 1 on
+
+
+class ModelRunner:
+    """Runs the model over blocks of KV that it owns. The block table of running sequences lives here, a row per slot."""
+
+    def __init__(
+        self, model: Decoder, *, num_blocks: int, block_size: int, max_num_seqs: int, max_model_len: int
+    ) -> None:
+        self.model, self.block_size = model, block_size
+        self.device, self.dtype = model.device, model.dtype
+        self.states = [
+            layout.allocate(num_blocks, block_size, dtype=model.dtype, device=model.device)
+            for layout in model.state_layouts
+        ]
+        self._tables = np.zeros((max_num_seqs, -(-max_model_len // block_size)), np.int32)
+
+    @torch.inference_mode()
+    def run(self, plan: SequenceOf[ScheduledSequence]) -> RunResult:
+        """Computes the plan's tokens and samples for the parts that have caught up; changes no sequence."""
+        sampling = [i for i, part in enumerate(plan) if part.samples]
+        wants_prompt = [i for i, part in enumerate(plan) if _wants_prompt_logprobs(part)]
+        batch, last_rows = self._batch(plan, sampling)
+        hidden = self.model(batch, self.states)  # (T, D)
+        sampled: list[SampledToken | None] = [None] * len(plan)
+        if sampling:
+            logits = self.model.logits(hidden if len(sampling) == len(hidden) else hidden[last_rows[sampling]])
+            tokens = sample(logits, [plan[i].sequence for i in sampling])
+            for i, token in zip(sampling, tokens, strict=True):
+                sampled[i] = token
+        starts = np.concatenate(([0], last_rows.numpy() + 1)) if wants_prompt else None
+        prompts = {i: self._prompt_logprobs(hidden[starts[i] : starts[i + 1]], plan[i]) for i in wants_prompt}
+        return RunResult(sampled, prompts)
+
+    def _batch(self, plan: SequenceOf[ScheduledSequence], sampling: list[int]) -> tuple[Batch, torch.Tensor]:
+        """The ragged batch of a plan, and the row of each part's last token (R,)."""
+        size = self.block_size
+        slots = np.fromiter((part.sequence.slot for part in plan), np.int64, len(plan))
+        counts = np.fromiter((part.num_tokens for part in plan), np.int32, len(plan))
+        computed = np.fromiter((part.sequence.num_computed_tokens for part in plan), np.int32, len(plan))
+        for part in plan:
+            self._write_table(part)
+        token_ids: list[int] = []
+        for part in plan:
+            sequence = part.sequence
+            start = sequence.num_computed_tokens
+            if part.num_tokens == 1:
+                token_ids.append(sequence.token_ids[start])
+            else:
+                token_ids += sequence.token_ids[start : start + part.num_tokens]
+        seq_lens = computed + counts
+        query_start = np.zeros(len(plan) + 1, np.int32)
+        np.cumsum(counts, out=query_start[1:])
+        if len(token_ids) == len(plan):  # every part has one token
+            positions, rows_of = computed.astype(np.int64), slots
+        else:
+            rows_of = np.repeat(slots, counts)
+            positions = np.arange(len(token_ids)) + np.repeat(computed - query_start[:-1], counts)
+        slot_mapping = self._tables[rows_of, positions // size].astype(np.int64) * size + positions % size
+        width = -(-int(seq_lens.max()) // size)
+        last_rows = torch.from_numpy(query_start[1:].astype(np.int64) - 1)
+        return (
+            Batch(
+                token_ids=self._tensor(np.array(token_ids, np.int64)),
+                positions=self._tensor(positions),
+                query_start=self._tensor(query_start),
+                seq_lens=self._tensor(seq_lens),
+                block_table=self._tensor(self._tables[slots, :width]),
+                slot_mapping=self._tensor(slot_mapping),
+            ),
+            last_rows,
+        )
+
+    def _write_table(self, part: ScheduledSequence) -> None:
+        """Copies the blocks that the sequence got since its last step into its row."""
+        sequence = part.sequence
+        first, last = sequence.num_table_blocks, len(sequence.blocks)
+        if first < last:
+            self._tables[sequence.slot, first:last] = sequence.blocks[first:]
+            sequence.num_table_blocks = last
+
+    def _tensor(self, array: np.ndarray) -> torch.Tensor:
+        tensor = torch.from_numpy(array)
+        return tensor if self.device.type == "cpu" else tensor.to(self.device, non_blocking=True)
+
+    def _prompt_logprobs(self, hidden: torch.Tensor, part: ScheduledSequence) -> list[TokenLogprobs]:
+        """hidden (n, D) of the part's tokens -> an entry for each following prompt token that exists."""
+        request, start = part.sequence.request, part.sequence.num_computed_tokens
+        next_ids = request.prompt_token_ids[start + 1 : start + part.num_tokens + 1]
+        entries: list[TokenLogprobs] = []
+        for first in range(0, len(next_ids), _PROMPT_LOGPROB_ROWS):
+            ids = next_ids[first : first + _PROMPT_LOGPROB_ROWS]
+            logits = self.model.logits(hidden[first : first + len(ids)])
+            entries += prompt_logprobs(logits, ids, request.sampling.prompt_logprobs or 0)
+        return entries
+
+
+def _wants_prompt_logprobs(part: ScheduledSequence) -> bool:
+    sequence = part.sequence
+    return (
+        sequence.request.wants_prompt_logprobs
+        and sequence is sequence.request.sequences[0]
+        and sequence.num_computed_tokens < sequence.request.num_prompt_tokens - 1
+    )

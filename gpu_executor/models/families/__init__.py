@@ -1,0 +1,1 @@
+"""One module per family of architectures: config.json to spec, tensor names to canonical names."""

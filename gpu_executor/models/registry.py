@@ -1,0 +1,81 @@
+"""Owns which architectures there are, and finds the family of a config."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import importlib
+import pkgutil
+from collections.abc import Callable
+
+from forebay.errors import UnknownArchitecture
+from gpu_executor.models.config_reader import ConfigReader
+from gpu_executor.models.rules import Rule
+from gpu_executor.models.spec import ModelSpec
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Resolved:
+    """What a family makes of a config: the model, how its checkpoints' tensors get there, and which they hold.
+
+    `extras` are canonical names beyond what every decoder has; `layers.*.` stands for every layer.
+    """
+
+    spec: ModelSpec
+    rules: tuple[Rule, ...]
+    extras: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Architecture:
+    """A name that config.json may hold, and what serves it."""
+
+    name: str
+    family: str
+    tasks: tuple[str, ...]
+    inputs: tuple[str, ...]
+    examples: str
+    resolve: Callable[[ConfigReader], Resolved]
+
+
+_ARCHITECTURES: dict[str, Architecture] = {}
+
+
+def architecture(
+    *names: str, examples: str, tasks: tuple[str, ...] = ("generate",), inputs: tuple[str, ...] = ("text",)
+) -> Callable[[Callable[[ConfigReader], Resolved]], Callable[[ConfigReader], Resolved]]:
+    """Registers a family's function under the names that config.json files use."""
+
+    def register(resolve: Callable[[ConfigReader], Resolved]) -> Callable[[ConfigReader], Resolved]:
+        family = resolve.__module__.rpartition(".")[2]
+        for name in names:
+            assert name not in _ARCHITECTURES, f"{name} is registered twice"
+            _ARCHITECTURES[name] = Architecture(name, family, tasks, inputs, examples, resolve)
+        return resolve
+
+    return register
+
+
+def architectures() -> list[Architecture]:
+    """All of them, by name."""
+    _load_families()
+    return [_ARCHITECTURES[name] for name in sorted(_ARCHITECTURES, key=str.lower)]
+
+
+def resolve(config: ConfigReader) -> Resolved:
+    """The family's reading of a config; raises UnknownArchitecture with the nearest names."""
+    _load_families()
+    name = config.architecture
+    if name not in _ARCHITECTURES:
+        nearest = difflib.get_close_matches(name, _ARCHITECTURES, n=3, cutoff=0.5)
+        hint = f"the nearest are {', '.join(nearest)}" if nearest else "`forebay models` lists those it does"
+        raise UnknownArchitecture(f"Forebay does not serve the architecture {name[:100]!r}; {hint}")
+    return _ARCHITECTURES[name].resolve(config)
+
+
+@functools.cache
+def _load_families() -> None:
+    package = importlib.import_module("gpu_executor.models.families")
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"{package.__name__}.{module.name}")

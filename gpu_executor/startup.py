@@ -1,0 +1,88 @@
+"""Owns the way from a config to an engine that can step."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+
+import torch
+
+from forebay.fingerprint import model_digest, tokenizer_digest
+from forebay.hub import resolve_model
+from gpu_executor.block_pool import BlockPool
+from gpu_executor.config import ExecutorConfig
+from gpu_executor.engine import Engine
+from gpu_executor.memory import num_kv_blocks
+from gpu_executor.model_info import ModelInfo, eos_token_ids, read_model_config
+from gpu_executor.model_runner import ModelRunner
+from gpu_executor.models.loader import load_model, resolve_dtype
+from gpu_executor.scheduler import Scheduler
+
+logger = logging.getLogger(__name__)
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def build_engine(config: ExecutorConfig, *, progress: bool = True) -> tuple[Engine, ModelInfo]:
+    """Loads the model and sizes the KV cache. Raises ForebayError or ValueError that says what to change."""
+    started = time.monotonic()
+    device = _device(config.device)
+    if device.type == "cpu":
+        torch.set_num_threads(config.num_threads or len(os.sched_getaffinity(0)))
+    dummy = config.load_format == "dummy"
+    folder = resolve_model(
+        config.model, revision=config.revision, download_dir=config.download_dir, weights=not dummy, progress=progress
+    )
+    model_config = read_model_config(folder, config.hf_overrides)
+    dtype = resolve_dtype(config.dtype, model_config, device)
+    model = load_model(
+        folder, model_config, dtype=dtype, device=device, load_format=config.load_format, seed=config.seed,
+        max_model_len=config.max_model_len, progress=progress,
+    )  # fmt: skip
+    max_model_len = model.spec.max_model_len
+    bytes_per_token = sum(layout.bytes_per_token(dtype) for layout in model.state_layouts)
+    num_blocks = num_kv_blocks(config, bytes_per_token, max_model_len, device)
+    runner = ModelRunner(
+        model,
+        num_blocks=num_blocks,
+        block_size=config.block_size,
+        max_num_seqs=config.max_num_seqs,
+        max_model_len=max_model_len,
+    )
+    budget = config.max_num_batched_tokens or max(1024 if device.type == "cpu" else 8192, config.max_num_seqs)
+    beside_decode = config.max_prefill_tokens_beside_decode or (128 if device.type == "cpu" else budget)
+    scheduler = Scheduler(
+        BlockPool(num_blocks, prefix_caching=config.enable_prefix_caching),
+        block_size=config.block_size,
+        max_num_seqs=config.max_num_seqs,
+        max_num_batched_tokens=budget,
+        max_prefill_tokens_beside_decode=beside_decode,
+    )
+    vocab_size = model.spec.vocab_size
+    engine = Engine(
+        runner, scheduler, max_model_len=max_model_len, vocab_size=vocab_size, max_num_waiting=config.max_num_waiting
+    )
+    info = ModelInfo(
+        architecture=model.spec.architecture,
+        dtype=str(dtype).removeprefix("torch."),
+        max_model_len=max_model_len,
+        vocab_size=vocab_size,
+        eos_token_ids=eos_token_ids(folder, model_config),
+        block_size=config.block_size,
+        num_blocks=num_blocks,
+        max_num_seqs=config.max_num_seqs,
+        prefix_caching=config.enable_prefix_caching,
+        model_digest=model_digest(read_model_config(folder, None)),
+        tokenizer_digest=tokenizer_digest(folder),
+    )
+    logger.info("loaded %s in %s on %s in %.1f s", info.architecture, info.dtype, device, time.monotonic() - started)
+    return engine, info
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device is cuda, but torch sees no GPU")
+    return torch.device(name)
