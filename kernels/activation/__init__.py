@@ -1,0 +1,43 @@
+"""Activations, alone or as the gate of an MLP; see reference.py for the definition. A Triton kernel.py joins here."""
+
+from __future__ import annotations
+
+import torch
+
+from kernels.activation import cpu, reference
+
+__all__ = ["act", "act_and_mul", "gelu_and_mul", "gelu_tanh_and_mul", "silu_and_mul"]
+
+
+def act(name: str, x: torch.Tensor) -> torch.Tensor:
+    """x (...) -> (...); name is silu, gelu, gelu_tanh, relu or relu2."""
+    _check_name(name)
+    return cpu.act(name, x) if x.is_cpu else reference.act(name, x)
+
+
+def act_and_mul(name: str, x: torch.Tensor) -> torch.Tensor:
+    """x (T, 2F), the gate in the first half -> act(gate) * up (T, F)."""
+    _check_name(name)
+    if x.dim() != 2 or x.shape[1] % 2:
+        raise ValueError(f"act_and_mul takes (T, 2F), got {tuple(x.shape)}")
+    return cpu.act_and_mul(name, x) if x.is_cpu else reference.act_and_mul(name, x)
+
+
+def silu_and_mul(x: torch.Tensor) -> torch.Tensor:
+    """x (T, 2F) -> (T, F)."""
+    return act_and_mul("silu", x)
+
+
+def gelu_and_mul(x: torch.Tensor) -> torch.Tensor:
+    """x (T, 2F) -> (T, F)."""
+    return act_and_mul("gelu", x)
+
+
+def gelu_tanh_and_mul(x: torch.Tensor) -> torch.Tensor:
+    """x (T, 2F) -> (T, F)."""
+    return act_and_mul("gelu_tanh", x)
+
+
+def _check_name(name: str) -> None:
+    if name not in reference.ACTIVATIONS:
+        raise ValueError(f"activation {name!r} is none of {', '.join(reference.ACTIVATIONS)}")

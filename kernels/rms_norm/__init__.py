@@ -1,0 +1,32 @@
+"""RMSNorm, alone or after a residual add; see reference.py for the definition. A Triton kernel.py joins here."""
+
+from __future__ import annotations
+
+import torch
+
+from kernels.rms_norm import cpu, reference
+
+__all__ = ["add_rms_norm", "rms_norm"]
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """x (..., D), weight (D) -> (..., D)."""
+    if weight.dim() != 1 or weight.shape[0] != x.shape[-1]:
+        raise ValueError(f"rms_norm takes a weight ({x.shape[-1]},), got {tuple(weight.shape)}")
+    if x.is_cpu:
+        return cpu.rms_norm(x, weight, eps)
+    return reference.rms_norm(x, weight, eps)
+
+
+def add_rms_norm(
+    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """x, residual (..., D), weight (D) -> (rms_norm(x + residual), residual). Residual is overwritten with the sum."""
+    if weight.shape[0] != x.shape[-1] or x.shape != residual.shape or x.dtype != residual.dtype:
+        raise ValueError(
+            f"add_rms_norm takes x and a residual of its shape and dtype and a weight ({x.shape[-1]},), got "
+            f"{tuple(x.shape)} {x.dtype}, {tuple(residual.shape)} {residual.dtype}, {tuple(weight.shape)}"
+        )
+    if x.is_cpu:
+        return cpu.add_rms_norm(x, residual, weight, eps)
+    return reference.add_rms_norm(x, residual, weight, eps)
