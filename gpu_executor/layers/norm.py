@@ -1,8 +1,6 @@
-"""Owns the norm layer: RMSNorm or LayerNorm, alone or fused with the residual add before it."""
+"""Owns the norm layers: alone, or fused with the residual add before them."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import torch
 
@@ -10,19 +8,46 @@ from gpu_executor.models.spec import Norm
 from kernels.layer_norm import add_layer_norm, layer_norm
 from kernels.rms_norm import add_rms_norm, rms_norm
 
-NormCall = Callable[[torch.Tensor], torch.Tensor]
-AddNormCall = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+
+class RmsNorm:
+    """x / rms(x) * weight."""
+
+    __slots__ = ("_eps", "weight")
+
+    def __init__(self, weight: torch.Tensor, eps: float) -> None:
+        """weight (D)."""
+        self.weight, self._eps = weight, eps
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """x (T, D) -> (T, D)."""
+        return rms_norm(x, self.weight, self._eps)
+
+    def add(self, x: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """x, residual (T, D) -> norm(x + residual), x + residual. The residual is overwritten with the sum."""
+        return add_rms_norm(x, residual, self.weight, self._eps)
 
 
-def make_norm(spec: Norm, weight: torch.Tensor, bias: torch.Tensor | None) -> tuple[NormCall, AddNormCall]:
-    """weight (D), bias (D) or None -> x (T, D) -> (T, D), and x, residual -> (norm(x + residual), x + residual).
+class LayerNorm:
+    """(x - mean(x)) / std(x) * weight + bias."""
 
-    The second overwrites the residual with the sum.
-    """
-    eps = spec.eps
-    if spec.kind == "rms":
-        return lambda x: rms_norm(x, weight, eps), lambda x, residual: add_rms_norm(x, residual, weight, eps)
-    return (
-        lambda x: layer_norm(x, weight, bias, eps),
-        lambda x, residual: add_layer_norm(x, residual, weight, bias, eps),
-    )
+    __slots__ = ("_eps", "bias", "weight")
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, eps: float) -> None:
+        """weight (D), bias (D)."""
+        self.weight, self.bias, self._eps = weight, bias, eps
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """x (T, D) -> (T, D)."""
+        return layer_norm(x, self.weight, self.bias, self._eps)
+
+    def add(self, x: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """x, residual (T, D) -> norm(x + residual), x + residual. The residual is overwritten with the sum."""
+        return add_layer_norm(x, residual, self.weight, self.bias, self._eps)
+
+
+NormLayer = RmsNorm | LayerNorm
+
+
+def make_norm(spec: Norm, weight: torch.Tensor, bias: torch.Tensor | None) -> NormLayer:
+    """The layer of a spec; weight (D), bias (D) or None."""
+    return RmsNorm(weight, spec.eps) if spec.kind == "rms" else LayerNorm(weight, bias, spec.eps)

@@ -15,9 +15,17 @@ from kernels.rope_kv_write import rope_kv_write
 class AttentionMixer:
     """Grouped-query attention. Queries, keys and values come from one fused projection."""
 
-    def __init__(self, spec: Attention, qkv: Linear, o: Linear, cos_sin: torch.Tensor | None) -> None:
-        """qkv ((H + 2G)K, D), o (D, HK), cos_sin (P, rope_dim) or None where nothing rotates."""
-        self.qkv, self.o, self.cos_sin = qkv, o, cos_sin
+    def __init__(
+        self,
+        spec: Attention,
+        qkv: Linear,
+        o: Linear,
+        *,
+        cos_sin: torch.Tensor | None = None,
+        alibi_slopes: torch.Tensor | None = None,
+    ) -> None:
+        """qkv ((H + 2G)K, D), o (D, HK), cos_sin (P, rope_dim) where heads rotate, alibi_slopes (H) float32."""
+        self.qkv, self.o, self.cos_sin, self.alibi_slopes = qkv, o, cos_sin, alibi_slopes
         self.layout = PagedKv(spec.num_kv_heads, spec.head_dim, spec.window)
         self._heads = (spec.num_heads, spec.num_kv_heads, spec.num_kv_heads)
         self._num_heads = sum(self._heads)
@@ -37,5 +45,6 @@ class AttentionMixer:
             batch.seq_lens,
             scale=self._scale,
             window=self._window,
+            alibi_slopes=self.alibi_slopes,
         )
         return self.o(attended.flatten(1))  # (T, HK) -> (T, D)

@@ -9,7 +9,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 import struct
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,11 +21,15 @@ from safetensors import SafetensorError, safe_open
 
 from forebay.errors import CheckpointError
 
+# Number formats of safetensors files that weights can be in, and how torch calls them.
+FLOAT_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
 _ITEM_BYTES = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1, "F8_E4M3": 1,
-    "F8_E5M2": 1, "U16": 2, "U32": 4, "U64": 8,
+    "F8_E5M2": 1, "U16": 2, "U32": 4, "U64": 8, "C64": 8,
 }  # fmt: skip
 _MAX_HEADER_BYTES = 100_000_000  # as the safetensors format allows
+_SHARD = re.compile(r"(.+)-\d{5,}-of-\d{5,}(\.safetensors|\.bin)")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -33,7 +39,7 @@ class StoredTensor:
     name: str
     path: Path
     shape: tuple[int, ...]
-    dtype: str
+    dtype: str  # as safetensors names it
 
 
 class Checkpoint:
@@ -43,7 +49,7 @@ class Checkpoint:
         self.tensors: dict[str, StoredTensor] = {}
         self._pickled: dict[Path, dict[str, torch.Tensor]] = {}
         for path, expected in _weight_files(folder):
-            stored = self._headers(path)
+            stored = list(read_header(path)) if path.suffix == ".safetensors" else self._unpickle(path)
             if expected is not None:
                 _compare_with_index(path, expected, {tensor.name for tensor in stored})
             for tensor in stored:
@@ -52,30 +58,44 @@ class Checkpoint:
                     raise CheckpointError(f"tensor {tensor.name} is in both {other} and {path.name}")
                 self.tensors[tensor.name] = tensor
 
-    def _headers(self, path: Path) -> list[StoredTensor]:
-        if path.suffix == ".safetensors":
-            return list(read_header(path))
+    def _unpickle(self, path: Path) -> list[StoredTensor]:
         try:
-            self._pickled[path] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            # Files of torch before 1.6 are no zip archives, and cannot be mapped into memory.
+            tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
         except Exception as error:  # the unpickler raises whatever the bytes lead it to
             raise CheckpointError(f"{path.name} cannot be read: {_first_line(error)}") from None
-        items = self._pickled[path].items()
-        return [StoredTensor(name, path, tuple(t.shape), str(t.dtype)) for name, t in items if torch.is_tensor(t)]
+        if not isinstance(tensors, dict):
+            raise CheckpointError(f"{path.name} holds a {type(tensors).__name__}, not tensors by name")
+        names_of_dtypes = {dtype: name for name, dtype in FLOAT_DTYPES.items()}
+        stored = []
+        for name, tensor in tensors.items():
+            if not isinstance(name, str) or not torch.is_tensor(tensor):
+                raise CheckpointError(
+                    f"{path.name} holds a {type(tensor).__name__} as {str(name)[:100]!r}, not a tensor"
+                )
+            dtype = names_of_dtypes.get(tensor.dtype, str(tensor.dtype).removeprefix("torch."))
+            stored.append(StoredTensor(name, path, tuple(tensor.shape), dtype))
+        self._pickled[path] = tensors
+        return stored
 
     def read(self, names: list[str]) -> Iterator[tuple[str, torch.Tensor]]:
-        """The named tensors, file by file, in the order in which they lie there."""
+        """The named tensors, file by file, in the order in which they lie there; safetensors are views of the file."""
         wanted = set(names)
-        for path in dict.fromkeys(tensor.path for tensor in self.tensors.values()):
-            here = [t.name for t in self.tensors.values() if t.path == path and t.name in wanted]
+        by_path: dict[Path, list[str]] = {}
+        for tensor in self.tensors.values():
+            if tensor.name in wanted:
+                by_path.setdefault(tensor.path, []).append(tensor.name)
+        for path, here in by_path.items():
             if path in self._pickled:
                 yield from ((name, self._pickled[path][name]) for name in here)
                 continue
+            name = here[0]
             try:
                 with safe_open(path, framework="pt", device="cpu") as file:
                     for name in here:
                         yield name, file.get_tensor(name)
             except (SafetensorError, OSError) as error:
-                raise CheckpointError(f"{path.name} cannot be read: {_first_line(error)}") from None
+                raise CheckpointError(f"{path.name} cannot be read at tensor {name}: {_first_line(error)}") from None
 
 
 def read_header(path: Path) -> Iterator[StoredTensor]:
@@ -96,17 +116,18 @@ def read_header(path: Path) -> Iterator[StoredTensor]:
             header = json.loads(file.read(length), object_pairs_hook=_no_duplicates)
     except OSError as error:
         raise CheckpointError(f"{path.name} cannot be read: {error.strerror}") from None
-    except ValueError as error:  # not UTF-8, not JSON, or a name twice
+    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, a name twice, or nested without end
         raise refuse(f"its header is broken ({_first_line(error)})") from None
+    if not isinstance(header, dict):
+        raise refuse("its header is not a JSON object")
+    header.pop("__metadata__", None)
+    entries = sorted(
+        ((name, *_parse_entry(name, entry, refuse)) for name, entry in header.items()), key=lambda e: e[3:]
+    )
     end = 0
-    entries = ((name, entry) for name, entry in header.items() if name != "__metadata__")
-    for name, entry in sorted(entries, key=lambda item: _begin(item[1])):
-        try:
-            dtype, shape, (begin, stop) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
-            num_bytes = math.prod(shape) * _ITEM_BYTES[dtype]
-        except (KeyError, TypeError, ValueError):
-            raise refuse(f"the entry of tensor {name} is broken") from None
-        if begin != end or stop - begin != num_bytes or any(side < 0 for side in shape):
+    for name, dtype, shape, begin, stop in entries:
+        num_bytes = math.prod(shape) * _ITEM_BYTES[dtype]
+        if begin != end or stop - begin != num_bytes:
             raise refuse(
                 f"tensor {name} has bytes {begin:,} to {stop:,} for shape {list(shape)} of {dtype}, after byte {end:,}"
             )
@@ -118,17 +139,25 @@ def read_header(path: Path) -> Iterator[StoredTensor]:
         raise refuse(f"{size - 8 - length - end:,} bytes follow the last tensor")
 
 
-def _begin(entry: Any) -> int:
+def _parse_entry(name: str, entry: Any, refuse: Any) -> tuple[str, tuple[int, ...], int, int]:
+    """dtype, shape, begin and end of a header's entry."""
     try:
-        return int(entry["data_offsets"][0])
-    except (KeyError, TypeError, ValueError, IndexError):
-        return -1
+        dtype, shape, (begin, stop) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+    except (KeyError, TypeError, ValueError):
+        raise refuse(f"the entry of tensor {name} is broken") from None
+    if not isinstance(dtype, str) or dtype not in _ITEM_BYTES:
+        raise refuse(f"tensor {name} is of the unknown dtype {str(dtype)[:20]!r}")
+    if not all(type(number) is int and number >= 0 for number in (*shape, begin, stop)):
+        raise refuse(f"the entry of tensor {name} is broken")
+    return dtype, shape, begin, stop
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        raise ValueError("a name stands in it twice")
+    result: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in result:
+            raise ValueError(f"{name[:100]} stands in it twice")
+        result[name] = value
     return result
 
 
@@ -154,16 +183,25 @@ def _weight_files(folder: Path) -> list[tuple[Path, set[str] | None]]:
 def _indexed_files(folder: Path, index: str) -> list[tuple[Path, set[str] | None]]:
     try:
         weight_map = json.loads((folder / index).read_bytes())["weight_map"]
-        shards = sorted(set(weight_map.values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        files = list(weight_map.values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise CheckpointError(f"{index} is not a readable index: it needs a weight_map of tensor to file") from None
-    for shard in shards:
-        if not isinstance(shard, str) or Path(shard).name != shard:
-            raise CheckpointError(f"{index} names the file {shard!r}, which is not a plain file name")
+    expected: dict[str, set[str]] = {}
+    for name, shard in weight_map.items():
+        if not isinstance(shard, str) or Path(shard).name != shard or "\\" in shard:
+            raise CheckpointError(f"{index} names the file {str(shard)[:100]!r}, which is not a plain file name")
+        expected.setdefault(shard, set()).add(name)
+    for shard in sorted(expected):
         if not (folder / shard).is_file():
-            count = sum(file == shard for file in weight_map.values())
-            raise CheckpointError(f"{index} names {shard} for {count} tensors, but that file is missing")
-    return [(folder / shard, {name for name, file in weight_map.items() if file == shard}) for shard in shards]
+            raise CheckpointError(f"{index} names {shard} for {files.count(shard)} tensors, but that file is missing")
+    families = {(match[1], match[2]) for shard in expected if (match := _SHARD.fullmatch(shard))}
+    for path in sorted(folder.iterdir()):
+        match = _SHARD.fullmatch(path.name)
+        if match and (match[1], match[2]) in families and path.name not in expected:
+            raise CheckpointError(
+                f"{path.name} lies beside the shards of {index} and is none of them: remove one or the other"
+            )
+    return [(folder / shard, names) for shard, names in sorted(expected.items())]
 
 
 def _compare_with_index(path: Path, expected: set[str], found: set[str]) -> None:

@@ -1,4 +1,4 @@
-"""Owns reading config.json as data: keys by any of their names, with an error that names what is missing."""
+"""Owns reading config.json as data: keys by any of their names, with an error that names what is missing or wrong."""
 
 from __future__ import annotations
 
@@ -6,15 +6,25 @@ from typing import Any
 
 from forebay.errors import CheckpointError
 
-_REQUIRED = object()
+_REQUIRED: Any = object()
+
+# Activation names of configs, and ours. What transformers calls gelu_new and gelu_fast is the tanh form.
+_ACTIVATIONS = {
+    "silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_fast": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu", "relu2": "relu2",
+}  # fmt: skip
 
 
 class ConfigReader:
-    """A config.json. Nothing in it is ever executed, and keys that nobody asks for have no effect."""
+    """An object of config.json. Nothing in it is ever executed, and keys that nobody asks for have no effect.
 
-    def __init__(self, data: dict[str, Any], max_model_len: int | None = None) -> None:
+    A key that is null counts as missing, as it does in the hub's files; `has` tells them apart.
+    """
+
+    def __init__(self, data: dict[str, Any], max_model_len: int | None = None, where: str = "config.json") -> None:
         self.data = data
         self.max_model_len = max_model_len  # what the operator asks for, if anything
+        self.where = where
 
     def __call__(self, *names: str, default: Any = _REQUIRED) -> Any:
         """The value of the first of `names` that is there and not null."""
@@ -23,33 +33,79 @@ class ConfigReader:
             if value is not None:
                 return value
         if default is _REQUIRED:
-            raise CheckpointError(f"config.json has no {' or '.join(names)}")
+            raise CheckpointError(f"{self.where} has no {' or '.join(names)}")
         return default
 
-    def integer(self, *names: str, default: Any = _REQUIRED) -> int:
-        """A whole number above 0."""
+    def has(self, name: str) -> bool:
+        """Whether the key is there, be it null."""
+        return name in self.data
+
+    def integer(self, *names: str, default: Any = _REQUIRED) -> Any:
+        """A whole number above 0, or the default as it is."""
         value = self(*names, default=default)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise CheckpointError(f"{names[0]} of config.json is {value!r}; it must be a whole number above 0")
+        if value is not default and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+            raise self.wrong(names, value, "a whole number above 0")
         return value
 
-    @property
-    def architecture(self) -> str:
-        """The first of `architectures`."""
-        names = self("architectures")
-        if not isinstance(names, list) or not names or not isinstance(names[0], str):
-            raise CheckpointError(f"architectures of config.json is {names!r}; it must be a list of names")
-        return names[0]
+    def number(self, *names: str, default: Any = _REQUIRED) -> Any:
+        """A number above 0, or the default as it is."""
+        value = self(*names, default=default)
+        if value is default:
+            return value
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < float("inf"):
+            raise self.wrong(names, value, "a number above 0")
+        return float(value)
 
-    def context(self, *names: str) -> int:
-        """Most tokens at once: what the model was made for, or less if the operator asks for less."""
-        made_for = self.integer(*names)
-        if self.max_model_len is not None and self.max_model_len > made_for:
+    def flag(self, *names: str, default: bool) -> bool:
+        """true or false."""
+        value = self(*names, default=default)
+        if not isinstance(value, bool):
+            raise self.wrong(names, value, "true or false")
+        return value
+
+    def section(self, *names: str) -> ConfigReader:
+        """The object below a key, empty if there is none."""
+        value = self(*names, default={})
+        if not isinstance(value, dict):
+            raise self.wrong(names, value, "an object")
+        return ConfigReader(value, self.max_model_len, f"{names[0]} of {self.where}")
+
+    def activation(self, *names: str, default: str) -> str:
+        """The activation that a key names, by our name for it."""
+        value = self(*names, default=default)
+        if not isinstance(value, str) or value not in _ACTIVATIONS:
+            raise self.wrong(names, value, f"one of {', '.join(_ACTIVATIONS)}")
+        return _ACTIVATIONS[value]
+
+    def head_dim(self, size: str, heads: str) -> int:
+        """The size of a head where its heads share the hidden size evenly; `size` and `heads` are the keys."""
+        hidden_size, num_heads = self.integer(size, "hidden_size"), self.integer(heads, "num_attention_heads")
+        if hidden_size % num_heads:
+            raise self.wrong((size, "hidden_size"), hidden_size, f"a multiple of its {num_heads} heads")
+        return hidden_size // num_heads
+
+    @property
+    def architectures(self) -> list[str]:
+        """The names in `architectures`, at least one."""
+        names = self("architectures")
+        if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+            raise self.wrong(("architectures",), names, "a list of names")
+        return names
+
+    def context(self, default: int, most: int | None = None) -> int:
+        """Tokens at once: what the operator asks for, up to `most` (default: `default`), or else `default`."""
+        most = most or default
+        if self.max_model_len is not None and self.max_model_len > most:
             raise CheckpointError(
-                f"max_model_len is {self.max_model_len:,}; this model takes {made_for:,} ({names[0]} of config.json). "
-                "Lower it, or change the model's own limit or rope scaling with --hf-overrides"
+                f"max_model_len is {self.max_model_len:,}; this model takes {most:,}. Lower it, or change the model's own "
+                "limit or its rope scaling with --hf-overrides"
             )
-        return self.max_model_len or made_for
+        return self.max_model_len or default
+
+    def wrong(self, names: tuple[str, ...], value: Any, expected: str) -> CheckpointError:
+        """The error for a value that cannot be."""
+        name = next((name for name in names if name in self.data), names[0])
+        return CheckpointError(f"{name} of {self.where} is {repr(value)[:100]}; it must be {expected}")
 
 
 def apply_overrides(config: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:

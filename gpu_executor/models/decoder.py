@@ -7,73 +7,29 @@ import torch
 from gpu_executor.batch import Batch
 from gpu_executor.layers.linear import Linear
 from gpu_executor.layers.mlp import GatedMlp, PlainMlp
-from gpu_executor.layers.norm import make_norm
 from gpu_executor.mixers.attention import AttentionMixer
 from gpu_executor.mixers.state import KvCache, PagedKv
-from gpu_executor.models.rope import cos_sin_table
-from gpu_executor.models.spec import Layer, ModelSpec, Rope
+from gpu_executor.models.block import BLOCKS, Block, FeedForward
+from gpu_executor.models.rope import RopeTables
+from gpu_executor.models.spec import Alibi, Attention, Layer, Mlp, ModelSpec, Rope
 from gpu_executor.models.weights import Weights
 from kernels.embedding import embedding
 
 
-class Block:
-    """A layer. The residual is carried beside the stream, so that each add is fused with the norm that follows it.
-
-    x ─▶ + ─▶ norm1 ─▶ mixer ─▶ + ─▶ norm2 ─▶ mlp ─▶ (added by the next block)
-         ▲                      ▲
-    residual ───────────────────┴──────────────────▶
-    """
-
-    def __init__(
-        self, layer: Layer, index: int, weights: Weights, spec: ModelSpec, cos_sin: torch.Tensor | None
-    ) -> None:
-        def linear(name: str) -> Linear:
-            weight = weights.get(f"layers.{index}.{name}.weight")
-            assert weight is not None, name
-            return Linear(weight, weights.get(f"layers.{index}.{name}.bias"))
-
-        def norm(name: str):
-            weight = weights.get(f"layers.{index}.{name}.weight")
-            return make_norm(spec.decoder.norm, weight, weights.get(f"layers.{index}.{name}.bias"))
-
-        self.norm1, self.add_norm1 = norm("norm1")
-        self.mixer = AttentionMixer(layer.mixer, linear("qkv"), linear("mixer.o"), cos_sin)
-        _, self.add_norm2 = norm("norm2")
-        gated = weights.get(f"layers.{index}.gate_up.weight") is not None
-        down = linear("mlp.down")
-        self.mlp = (
-            GatedMlp(layer.mlp.act, linear("gate_up"), down)
-            if gated
-            else PlainMlp(layer.mlp.act, linear("mlp.up"), down)
-        )
-
-    def __call__(
-        self, x: torch.Tensor, residual: torch.Tensor | None, batch: Batch, state: KvCache
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """x (T, D) and what it is still to be added to (None in the first block) -> the same two."""
-        if residual is None:
-            x, residual = self.norm1(x), x
-        else:
-            x, residual = self.add_norm1(x, residual)
-        x, residual = self.add_norm2(self.mixer(x, batch, state), residual)
-        return self.mlp(x), residual
-
-
 class Decoder:
-    """A model for inference: call it with a batch for hidden states, then ask for the logits of the rows you need."""
+    """A model for inference: call it with a batch for hidden states, then ask for the logits of the rows you need.
+
+    It is no nn.Module: a step calls hundreds of layers, and plain attributes cost a fraction of a module's dispatch. What
+    works on weights works on `weights`, by canonical name.
+    """
 
     def __init__(self, spec: ModelSpec, weights: Weights, dtype: torch.dtype, device: torch.device) -> None:
         self.spec, self.weights, self.dtype, self.device = spec, weights, dtype, device
         decoder = spec.decoder
-        tables: dict[Rope, torch.Tensor] = {}
-        for rope in {layer.mixer.rope for layer in decoder.layers} - {None}:
-            tables[rope] = cos_sin_table(rope, spec.max_model_len).to(device)
-        self.blocks = [
-            Block(layer, index, weights, spec, tables.get(layer.mixer.rope))
-            for index, layer in enumerate(decoder.layers)
-        ]
+        tables = RopeTables(spec.max_model_len, device)
+        self.blocks = [_block(spec, index, weights, tables) for index in range(len(decoder.layers))]
         self._embed, self._positions = weights.get("embed.weight"), weights.get("positions.weight")
-        _, self._add_norm = make_norm(decoder.norm, weights.get("norm.weight"), weights.get("norm.bias"))
+        self._norm = weights.norm("norm", decoder.norm)
         head = self._embed if decoder.tied else weights.get("head.weight")
         self._head = Linear(head, weights.get("head.bias"))
 
@@ -89,8 +45,38 @@ class Decoder:
             x += embedding(batch.positions, self._positions)
         for block, state in zip(self.blocks, states, strict=True):
             x, residual = block(x, residual, batch, state)
-        return self._add_norm(x, residual)[0]
+        if residual is None:
+            return x if self._norm is None else self._norm(x)
+        return residual.add_(x) if self._norm is None else self._norm.add(x, residual)[0]
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """hidden (N, D) -> (N, V) float32, the caller's to change."""
         return self._head(hidden).float()
+
+
+def _block(spec: ModelSpec, index: int, weights: Weights, tables: RopeTables) -> Block:
+    layer, name = spec.decoder.layers[index], f"layers.{index}"
+    norm1, norm2 = (weights.norm(f"{name}.{norm}", spec.decoder.norm) for norm in ("norm1", "norm2"))
+    return BLOCKS[layer.residual](_mixer(layer, name, weights, tables), _mlp(layer.mlp, name, weights), norm1, norm2)
+
+
+def _mixer(layer: Layer, name: str, weights: Weights, tables: RopeTables) -> AttentionMixer:
+    """The mixer of a layer's spec. Another kind of mixer joins as another case."""
+    match layer.mixer:
+        case Attention(positions=positions) as spec:
+            qkv, o = weights.linear(f"{name}.mixer.qkv"), weights.linear(f"{name}.mixer.o")
+            slopes = None
+            if isinstance(positions, Alibi):
+                slopes = torch.tensor(positions.slopes, dtype=torch.float32, device=qkv.weight.device)
+            cos_sin = tables(positions) if isinstance(positions, Rope) else None
+            return AttentionMixer(spec, qkv, o, cos_sin=cos_sin, alibi_slopes=slopes)
+
+
+def _mlp(spec: Mlp, name: str, weights: Weights) -> FeedForward:
+    """The feed-forward layer of a spec, gated if there is a gate matrix. Another kind joins as another case."""
+    match spec:
+        case Mlp():
+            gate_up, down = weights.linear(f"{name}.mlp.gate_up"), weights.linear(f"{name}.mlp.down")
+            if gate_up is not None:
+                return GatedMlp(spec.act, gate_up, down)
+            return PlainMlp(spec.act, weights.linear(f"{name}.mlp.up"), down)

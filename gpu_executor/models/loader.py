@@ -5,19 +5,23 @@ file ─▶ rule ─▶ reshape ─▶ canonical name ─▶ shape check against
 
 from __future__ import annotations
 
+import collections
+import concurrent.futures
 import dataclasses
+import math
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from forebay.errors import CheckpointError
+from forebay.errors import CheckpointError, NotOffered
 from gpu_executor.models import registry
-from gpu_executor.models.checkpoint import Checkpoint, StoredTensor
+from gpu_executor.models.checkpoint import FLOAT_DTYPES, Checkpoint, StoredTensor
 from gpu_executor.models.config_reader import ConfigReader
 from gpu_executor.models.decoder import Decoder
-from gpu_executor.models.names import Role, find, required
+from gpu_executor.models.names import Role, Shape, find, required
 from gpu_executor.models.registry import Resolved
 from gpu_executor.models.rules import Match, match_names
 from gpu_executor.models.weights import Weights
@@ -27,13 +31,29 @@ _DUMMY_STD = 0.02
 _DUMMY_BLOCK = 1 << 20  # random numbers that are drawn; larger tensors repeat them
 
 
-def resolve_dtype(name: str, config: dict[str, Any], device: torch.device) -> torch.dtype:
-    """The dtype of a flag; "auto" is the checkpoint's own, float32 where config.json does not say."""
+def resolve_dtype(
+    name: str, config: dict[str, Any], device: torch.device, *, folder: Path | None = None
+) -> torch.dtype:
+    """The dtype of a flag. "auto" is the checkpoint's own: what config.json says, else what most of its bytes are in.
+
+    vLLM's "auto" makes float16 or bfloat16 of float32 checkpoints; here they stay what they are, on every device.
+    """
     if name == "auto":
-        name = str(config.get("dtype") or config.get("torch_dtype") or "float32").removeprefix("torch.")
+        declared = config.get("dtype") or config.get("torch_dtype")
+        if declared is None and folder is not None:
+            return _most_common_dtype(folder)
+        name = str(declared or "float32").removeprefix("torch.")
     if name not in _DTYPES:
-        raise CheckpointError(f"dtype {name!r} is none of {', '.join(_DTYPES)}; choose one with --dtype")
+        raise CheckpointError(f"dtype {name[:100]!r} is none of {', '.join(_DTYPES)}; choose one with --dtype")
     return _DTYPES[name]
+
+
+def _most_common_dtype(folder: Path) -> torch.dtype:
+    sizes: collections.Counter[str] = collections.Counter()
+    for tensor in Checkpoint(folder).tensors.values():
+        sizes[tensor.dtype] += math.prod(tensor.shape)
+    dtype = FLOAT_DTYPES.get(sizes.most_common(1)[0][0]) if sizes else None
+    return dtype if dtype in _DTYPES.values() else torch.float32
 
 
 def load_model(
@@ -52,35 +72,79 @@ def load_model(
     Raises UnknownArchitecture, or CheckpointError naming the key, file or tensor that is wrong. "dummy" needs no weight
     files: it draws random weights.
     """
-    resolved = registry.resolve(ConfigReader(config, max_model_len))
+    resolved = _resolve(config, max_model_len)
     if load_format == "dummy":
-        weights = Weights(resolved.spec, set(required(resolved.spec.decoder, resolved.extras)), dtype, device)
+        weights = Weights(resolved.spec, required(resolved.spec.decoder, resolved.extras), dtype, device)
         _fill_dummy(weights, seed)
     else:
         weights = _load_weights(Checkpoint(folder), resolved, dtype, device, progress=progress)
     return Decoder(resolved.spec, weights, dtype, device)
 
 
+def _resolve(config: dict[str, Any], max_model_len: int | None) -> Resolved:
+    reader = ConfigReader(config, max_model_len)
+    resolved = registry.resolve(reader)
+    quantization = reader.section("quantization_config", "compression_config")
+    if quantization.data:
+        raise NotOffered(
+            f"this checkpoint is quantized ({quantization('quant_method', default='?')}), which is not served yet"
+        )
+    return resolved
+
+
 def _load_weights(
     checkpoint: Checkpoint, resolved: Resolved, dtype: torch.dtype, device: torch.device, *, progress: bool
 ) -> Weights:
+    """Tensors are mapped, not read: what is copied goes straight to its slot, so that the peak is one model."""
     matches = {match.source: match for match in match_names(checkpoint.tensors, resolved.rules)}
-    names = {target for match in matches.values() for target in match.targets}
-    if resolved.spec.decoder.tied:
-        names.discard("head.weight")  # stored a second time
-    _check_names(names, matches, resolved)
-    weights = Weights(resolved.spec, names, dtype, device)
-    filled: dict[str, str] = {}
-    sources = [match.source for match in matches.values() if any(target in names for target in match.targets)]
-    with tqdm(total=len(sources), desc="loading weights", unit="tensor", disable=None if progress else True) as bar:
-        for source, tensor in checkpoint.read(sources):
-            for target, part in _parts(matches[source], tensor):
-                if target in filled:
-                    raise CheckpointError(f"tensors {filled[target]} and {source} are both {target}")
-                filled[target] = source
+    sources = _check_names(matches, resolved)
+    weights = Weights(resolved.spec, sources, dtype, device)
+    wanted = list(dict.fromkeys(sources.values()))
+    sizes = {name: math.prod(checkpoint.tensors[name].shape) * dtype.itemsize for name in wanted}
+
+    def fill(stored: tuple[str, torch.Tensor]) -> int:
+        source, tensor = stored
+        for target, part in _parts(matches[source], tensor):
+            if target in sources:
                 _fill(weights.slots[target], part, source, target)
-            bar.update()
+        return sizes[source]
+
+    with tqdm(
+        total=sum(sizes.values()), desc="loading weights", unit="B", unit_scale=True, disable=None if progress else True
+    ) as bar:
+        for num_bytes in _in_parallel(fill, checkpoint.read(wanted)):
+            bar.update(num_bytes)
     return weights
+
+
+def _in_parallel(function: Callable[[Any], int], items: Iterable[Any]) -> Iterator[int]:
+    """The results in order. Most of the time to load goes into touching memory for the first time, which threads share."""
+    pool = concurrent.futures.ThreadPoolExecutor(min(4, torch.get_num_threads()))
+    try:
+        yield from pool.map(function, items)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _check_names(matches: dict[str, Match], resolved: Resolved) -> dict[str, str]:
+    """The checkpoint's tensor for each canonical name: all that must be there, and nothing that the model cannot have."""
+    sources: dict[str, str] = {}
+    for match in matches.values():
+        for target in match.targets:
+            if target == "head.weight" and resolved.spec.decoder.tied:
+                continue  # the embedding, stored a second time
+            if find(target, resolved.spec) is None:
+                raise CheckpointError(
+                    f"tensor {match.source} would be {target}, which config.json's model does not have"
+                )
+            if target in sources:
+                raise CheckpointError(f"tensors {sources[target]} and {match.source} are both {target}")
+            sources[target] = match.source
+    missing = [name for name in required(resolved.spec.decoder, resolved.extras) if name not in sources]
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise CheckpointError(f"the checkpoint has no tensor for {missing[0]}{more}")
+    return sources
 
 
 def _parts(match: Match, tensor: torch.Tensor) -> list[tuple[str, torch.Tensor]]:
@@ -96,37 +160,27 @@ def _fill(slot: torch.Tensor, part: torch.Tensor, source: str, target: str) -> N
         raise CheckpointError(
             f"tensor {source} has shape {list(part.shape)} as {target}; config.json asks for {list(slot.shape)}"
         )
-    if not part.dtype.is_floating_point:
+    if part.dtype not in FLOAT_DTYPES.values():
         raise CheckpointError(f"tensor {source} holds {part.dtype}; quantized checkpoints are not served yet")
     slot.copy_(part)
-
-
-def _check_names(names: set[str], matches: dict[str, Match], resolved: Resolved) -> None:
-    """That all that must be there is there, and that nothing is there that the model cannot have."""
-    for match in matches.values():
-        for target in match.targets:
-            if target in names and find(target, resolved.spec) is None:
-                raise CheckpointError(
-                    f"tensor {match.source} would be {target}, which config.json's model does not have"
-                )
-    missing = [name for name in required(resolved.spec.decoder, resolved.extras) if name not in names]
-    if missing:
-        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise CheckpointError(f"the checkpoint has no tensor for {missing[0]}{more}")
 
 
 def _fill_dummy(weights: Weights, seed: int) -> None:
     """Small random weights, norms of one: fast, because large tensors repeat a block of random numbers."""
     generator = torch.Generator().manual_seed(seed)
     block = torch.randn(_DUMMY_BLOCK, generator=generator) * _DUMMY_STD
-    for name, slot in weights.slots.items():
+    block = block.to(dtype=weights.dtype, device=weights.device)
+
+    def fill(item: tuple[str, torch.Tensor]) -> int:
+        name, slot = item
         if "norm" in name:
             slot.fill_(1.0 if name.endswith("weight") else 0.0)
-            continue
-        flat = slot.view(-1)
-        for start in range(0, flat.numel(), _DUMMY_BLOCK):
-            part = flat[start : start + _DUMMY_BLOCK]
-            part.copy_(block[: part.numel()])
+        else:
+            for part in slot.view(-1).split(_DUMMY_BLOCK):
+                part.copy_(block[: part.numel()])
+        return slot.numel()
+
+    collections.deque(_in_parallel(fill, weights.slots.items()), maxlen=0)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -135,20 +189,21 @@ class WeightRow:
 
     stored: StoredTensor
     rule: str
-    canonical: str  # empty if it is skipped
+    canonical: str  # empty if the tensor is skipped, as are the next two
     role: Role | None
+    shape: Shape | None
 
 
 def weight_table(
     folder: Path, config: dict[str, Any], max_model_len: int | None = None
 ) -> tuple[Resolved, list[WeightRow]]:
     """The resolved model and its tensors with their rules, from the headers alone: no weights are read."""
-    resolved = registry.resolve(ConfigReader(config, max_model_len))
+    resolved = _resolve(config, max_model_len)
     checkpoint = Checkpoint(folder)
     rows = []
     for match in match_names(checkpoint.tensors, resolved.rules):
         stored = checkpoint.tensors[match.source]
         for target in match.targets or ("",):
-            found = find(target, resolved.spec) if target else None
-            rows.append(WeightRow(stored, str(match.rule), target, found[0] if found else None))
+            role, shape = find(target, resolved.spec) or (None, None)
+            rows.append(WeightRow(stored, str(match.rule), target, role, shape))
     return resolved, rows

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from gpu_executor.models.spec import DecoderSpec, Layer, ModelSpec
 
@@ -28,7 +28,7 @@ Shape = tuple[int, ...]
 # Outside layers: shape of the tensor under a model's spec.
 _MODEL_NAMES: dict[str, tuple[Role, Callable[[ModelSpec], Shape]]] = {
     "embed.weight": (Role.VOCAB, lambda m: (m.vocab_size, m.decoder.hidden_size)),
-    "positions.weight": (Role.REPLICATED, lambda m: (m.decoder.num_positions, m.decoder.hidden_size)),
+    "positions.weight": (Role.REPLICATED, lambda m: (m.decoder.positions.num_positions, m.decoder.hidden_size)),
     "norm.weight": (Role.REPLICATED, lambda m: (m.decoder.hidden_size,)),
     "norm.bias": (Role.REPLICATED, lambda m: (m.decoder.hidden_size,)),
     "head.weight": (Role.VOCAB, lambda m: (m.vocab_size, m.decoder.hidden_size)),
@@ -68,14 +68,23 @@ _LAYER_NAMES: dict[str, tuple[Role, Callable[[Layer, int], Shape]]] = {
 
 # What every decoder has; a family adds what else its checkpoints hold.
 _REQUIRED_IN_LAYER = (
-    "norm1.weight", "mixer.q.weight", "mixer.k.weight", "mixer.v.weight", "mixer.o.weight", "norm2.weight",
-    "mlp.up.weight", "mlp.down.weight",
+    "norm1.weight", "mixer.q.weight", "mixer.k.weight", "mixer.v.weight", "mixer.o.weight", "mlp.up.weight",
+    "mlp.down.weight",
 )  # fmt: skip
+
+_EVERY_LAYER = "layers.*."
+
+
+def every_layer(*names: str) -> tuple[str, ...]:
+    """Names for `required` that stand for a tensor of each layer, such as "mixer.q.bias"."""
+    return tuple(_EVERY_LAYER + name for name in names)
 
 
 def find(name: str, model: ModelSpec) -> tuple[Role, Shape] | None:
     """Role and shape of a canonical name, or None if the model can have no such tensor."""
     if name in _MODEL_NAMES:
+        if name == "positions.weight" and model.decoder.positions is None:
+            return None
         role, shape = _MODEL_NAMES[name]
         return role, shape(model)
     match = re.fullmatch(r"layers\.(\d+)\.(.+)", name)
@@ -85,14 +94,19 @@ def find(name: str, model: ModelSpec) -> tuple[Role, Shape] | None:
     return role, layer_shape(model.decoder.layers[int(match[1])], model.decoder.hidden_size)
 
 
-def required(decoder: DecoderSpec, extras: tuple[str, ...] = ()) -> list[str]:
-    """Names of the tensors that must be there. In `extras`, `layers.*.` stands for every layer."""
-    names = ["embed.weight", "norm.weight"]
-    if decoder.num_positions:
+def required(decoder: DecoderSpec, extras: Iterable[str] = ()) -> list[str]:
+    """Names of the tensors that must be there: what every decoder has, and a family's extras (see every_layer)."""
+    extras = tuple(extras)
+    names = ["embed.weight"]
+    if decoder.positions is not None:
         names.append("positions.weight")
+    if decoder.layers[-1].residual != "post_norm":  # which has normed already
+        names.append("norm.weight")
     if not decoder.tied:
         names.append("head.weight")
-    names += [extra for extra in extras if not extra.startswith("layers.*.")]
-    in_layer = [*_REQUIRED_IN_LAYER, *(e.removeprefix("layers.*.") for e in extras if e.startswith("layers.*."))]
-    names += [f"layers.{i}.{name}" for i in range(len(decoder.layers)) for name in in_layer]
+    names += [extra for extra in extras if not extra.startswith(_EVERY_LAYER)]
+    in_layers = [extra.removeprefix(_EVERY_LAYER) for extra in extras if extra.startswith(_EVERY_LAYER)]
+    for index, layer in enumerate(decoder.layers):
+        second_norm = [] if layer.residual == "parallel" else ["norm2.weight"]  # one norm may feed both branches
+        names += [f"layers.{index}.{name}" for name in (*_REQUIRED_IN_LAYER, *second_norm, *in_layers)]
     return names

@@ -27,6 +27,10 @@ class Resolved:
     extras: tuple[str, ...] = ()
 
 
+# A config, and the name among its `architectures` that the family was found by.
+Family = Callable[[ConfigReader, str], Resolved]
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Architecture:
     """A name that config.json may hold, and what serves it."""
@@ -36,7 +40,7 @@ class Architecture:
     tasks: tuple[str, ...]
     inputs: tuple[str, ...]
     examples: str
-    resolve: Callable[[ConfigReader], Resolved]
+    resolve: Family
 
 
 _ARCHITECTURES: dict[str, Architecture] = {}
@@ -44,10 +48,10 @@ _ARCHITECTURES: dict[str, Architecture] = {}
 
 def architecture(
     *names: str, examples: str, tasks: tuple[str, ...] = ("generate",), inputs: tuple[str, ...] = ("text",)
-) -> Callable[[Callable[[ConfigReader], Resolved]], Callable[[ConfigReader], Resolved]]:
-    """Registers a family's function under the names that config.json files use."""
+) -> Callable[[Family], Family]:
+    """Registers a family's function under the names that config.json files use; `examples` are models that people know."""
 
-    def register(resolve: Callable[[ConfigReader], Resolved]) -> Callable[[ConfigReader], Resolved]:
+    def register(resolve: Family) -> Family:
         family = resolve.__module__.rpartition(".")[2]
         for name in names:
             assert name not in _ARCHITECTURES, f"{name} is registered twice"
@@ -66,12 +70,13 @@ def architectures() -> list[Architecture]:
 def resolve(config: ConfigReader) -> Resolved:
     """The family's reading of a config; raises UnknownArchitecture with the nearest names."""
     _load_families()
-    name = config.architecture
-    if name not in _ARCHITECTURES:
-        nearest = difflib.get_close_matches(name, _ARCHITECTURES, n=3, cutoff=0.5)
-        hint = f"the nearest are {', '.join(nearest)}" if nearest else "`forebay models` lists those it does"
-        raise UnknownArchitecture(f"Forebay does not serve the architecture {name[:100]!r}; {hint}")
-    return _ARCHITECTURES[name].resolve(config)
+    names = config.architectures
+    for name in names:
+        if name in _ARCHITECTURES:
+            return _ARCHITECTURES[name].resolve(config, name)
+    nearest = difflib.get_close_matches(names[0], _ARCHITECTURES, n=3, cutoff=0.5)
+    hint = f"the nearest are {', '.join(nearest)}" if nearest else "`forebay models` lists those it does"
+    raise UnknownArchitecture(f"Forebay does not serve the architecture {names[0][:100]!r}; {hint}")
 
 
 @functools.cache

@@ -1,7 +1,7 @@
-"""Owns rotary frequencies: every rope scaling that configs name becomes numbers here.
+"""Owns rotary positions: reads every rope scaling that configs name, and turns a Rope into tables for the kernels.
 
-Formulas as in the checkpoints' own papers and in transformers' modeling_rope_utils: RoPE (Su et al., 2021), position
-interpolation (Chen et al., 2023), dynamic NTK, YaRN (Peng et al., 2023), Llama 3.1, LongRoPE (Ding et al., 2024).
+Formulas as in the papers that spec.py cites and in transformers' modeling_rope_utils. Where a scaling depends on the
+length of the request there, it is decided here once, from max_model_len, as in vLLM.
 """
 
 from __future__ import annotations
@@ -14,120 +14,192 @@ import torch
 
 from forebay.errors import CheckpointError
 from gpu_executor.models.config_reader import ConfigReader
-from gpu_executor.models.spec import Rope
+from gpu_executor.models.spec import LinearScaling, Llama3Scaling, LongRopeScaling, Rope, YarnScaling
 
-Parameters = dict[str, Any]
+# ---- from config.json to a Rope ---------------------------------------------------------------------------------------
 
 
-def read_rope(config: ConfigReader, rotary_dim: int, *, default_theta: float = 10000.0) -> Rope:
+def read_rope(config: ConfigReader, dim: int, *, default_theta: float = 10000.0) -> Rope:
     """The Rope of a config: `rope_theta` with `rope_scaling`, or `rope_parameters`, as newer configs write both."""
-    parameters: Parameters = dict(config("rope_scaling", default={})) | dict(config("rope_parameters", default={}))
-    parameters.setdefault("rope_theta", config("rope_theta", default=default_theta))
-    kind = parameters.get("rope_type", parameters.get("type", "default"))
-    scale = _SCALINGS.get(kind)
-    if scale is None:
-        raise CheckpointError(f"rope scaling {kind!r} of config.json is none of {', '.join(sorted(_SCALINGS))}")
-    try:
-        frequencies, magnitude = scale(parameters, rotary_dim, config)
-    except KeyError as error:
-        raise CheckpointError(f"rope scaling {kind!r} of config.json has no {error}") from None
-    return Rope(tuple(frequencies.tolist()), float(magnitude))
+    if dim % 2:
+        raise CheckpointError(f"config.json rotates {dim} dimensions of a head; it must be an even number")
+    parameters = _parameters(config)
+    theta = parameters.number("rope_theta", default=None) or config.number("rope_theta", default=default_theta)
+    return _SCALINGS[_kind(parameters)](parameters, config, dim, theta)
+
+
+def read_context(config: ConfigReader) -> int:
+    """Most tokens at once for a model with rope: `max_position_embeddings`, stretched by its scaling as in vLLM.
+
+    linear and yarn stretch it. dynamic does where the operator asks for more: below, nothing must change.
+    """
+    longest = config.integer("max_position_embeddings")
+    parameters = _parameters(config)
+    kind = _kind(parameters)
+    stretched = longest
+    if kind in ("linear", "dynamic"):
+        stretched = int(longest * parameters.number("factor"))
+    elif kind == "yarn":
+        stretched = max(longest, int(_trained_len(parameters, config) * _yarn_factor(parameters, config)))
+    return config.context(longest if kind == "dynamic" else stretched, max(longest, stretched))
+
+
+def _parameters(config: ConfigReader) -> ConfigReader:
+    """`rope_scaling` where there is one, since that is what operators override; its theta may lie in the other."""
+    new, classic = config.section("rope_parameters"), config.section("rope_scaling")
+    if not classic.data:
+        return new
+    theta = {"rope_theta": new.data["rope_theta"]} if new.has("rope_theta") else {}
+    return ConfigReader(theta | classic.data, config.max_model_len, classic.where)
+
+
+def _kind(parameters: ConfigReader) -> str:
+    kind = parameters("rope_type", "type", default="default")
+    if kind not in _SCALINGS:
+        raise parameters.wrong(("rope_type", "type"), kind, f"one of {', '.join(sorted(_SCALINGS))}")
+    return kind
+
+
+def _trained_len(parameters: ConfigReader, config: ConfigReader) -> int:
+    """The context before scaling; a key beside rope_scaling wins over one in it, as in transformers."""
+    name = "original_max_position_embeddings"
+    inner = parameters.integer(name, default=None) or config.integer("max_position_embeddings")
+    return config.integer(name, default=inner)
+
+
+def _read_default(p: ConfigReader, config: ConfigReader, dim: int, theta: float) -> Rope:
+    return Rope(dim, theta)
+
+
+def _read_linear(p: ConfigReader, config: ConfigReader, dim: int, theta: float) -> Rope:
+    return Rope(dim, theta, LinearScaling(p.number("factor")))
+
+
+def _read_dynamic(p: ConfigReader, config: ConfigReader, dim: int, theta: float) -> Rope:
+    """Dynamic NTK. Up to the trained length nothing changes; a server that takes more has vLLM's larger theta throughout.
+
+    transformers grows theta with each request and leaves the keys in its cache as they were: no two engines agree there.
+    """
+    trained, factor = config.integer("max_position_embeddings"), p.number("factor")
+    if (config.max_model_len or 0) > trained:
+        theta *= (factor * factor - (factor - 1)) ** (dim / (dim - 2))  # the theta for a length of factor * trained
+    return Rope(dim, theta)
+
+
+def _read_llama3(p: ConfigReader, config: ConfigReader, dim: int, theta: float) -> Rope:
+    low, high = p.number("low_freq_factor"), p.number("high_freq_factor")
+    return Rope(dim, theta, Llama3Scaling(p.number("factor"), low, high, _trained_len(p, config)))
+
+
+def _yarn_factor(p: ConfigReader, config: ConfigReader) -> float:
+    return p.number("factor", default=None) or config.integer("max_position_embeddings") / _trained_len(p, config)
+
+
+def _read_yarn(p: ConfigReader, config: ConfigReader, dim: int, theta: float) -> Rope:
+    factor = _yarn_factor(p, config)
+
+    def mscale(weight: float) -> float:
+        return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+    magnitude = p.number("attention_factor", default=None)
+    if magnitude is None:
+        weight, weight_all = p("mscale", default=0), p("mscale_all_dim", default=0)
+        magnitude = mscale(weight) / mscale(weight_all) if weight and weight_all else mscale(1.0)
+    scaling = YarnScaling(
+        factor, _trained_len(p, config), p.number("beta_fast", default=32.0), p.number("beta_slow", default=1.0),
+        p.flag("truncate", default=True), magnitude,
+    )  # fmt: skip
+    return Rope(dim, theta, scaling)
+
+
+def _read_longrope(p: ConfigReader, config: ConfigReader, dim: int, theta: float) -> Rope:
+    """Long factors if the server takes more than the trained length, short ones else: transformers decides per request."""
+    longest, trained = config.integer("max_position_embeddings"), _trained_len(p, config)
+    name = "long_factor" if (config.max_model_len or longest) > trained else "short_factor"
+    factors = p(name)
+    if not isinstance(factors, list) or len(factors) != dim // 2 or not all(_is_positive(f) for f in factors):
+        raise p.wrong((name,), factors, f"a list of {dim // 2} numbers above 0, one for each pair")
+    factor = p.number("factor", default=None) or longest / trained
+    magnitude = p.number("attention_factor", default=None)
+    if magnitude is None:
+        magnitude = math.sqrt(1 + math.log(factor) / math.log(trained)) if factor > 1 else 1.0
+    return Rope(dim, theta, LongRopeScaling(tuple(map(float, factors)), magnitude))
+
+
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, (int, float)) and value > 0
+
+
+_SCALINGS: dict[str, Callable[[ConfigReader, ConfigReader, int, float], Rope]] = {
+    "default": _read_default,
+    "linear": _read_linear,
+    "dynamic": _read_dynamic,
+    "llama3": _read_llama3,
+    "yarn": _read_yarn,
+    "longrope": _read_longrope,
+    "su": _read_longrope,  # the first name of longrope
+}
+
+# ---- from a Rope to numbers -------------------------------------------------------------------------------------------
+
+
+class RopeTables:
+    """The tables of a model's ropes on its device, one for all layers with the same."""
+
+    def __init__(self, num_positions: int, device: torch.device) -> None:
+        self._num_positions, self._device = num_positions, device
+        self._tables: dict[Rope, torch.Tensor] = {}
+
+    def __call__(self, rope: Rope) -> torch.Tensor:
+        """(P, dim) float32, as cos_sin_table gives it."""
+        if rope not in self._tables:
+            self._tables[rope] = cos_sin_table(rope, self._num_positions).to(self._device)
+        return self._tables[rope]
 
 
 def cos_sin_table(rope: Rope, num_positions: int) -> torch.Tensor:
-    """(P, rope_dim) float32: cosines of all pairs, then sines; what kernels.rope_kv_write takes."""
-    angles = torch.arange(num_positions, dtype=torch.float32)[:, None] * torch.tensor(rope.frequencies)
-    return torch.cat((angles.cos(), angles.sin()), -1) * rope.magnitude
+    """(P, dim) float32: cosines of all pairs, then sines; what kernels.rope_kv_write takes."""
+    inverse, magnitude = frequencies(rope)
+    angles = torch.arange(num_positions, dtype=torch.float32)[:, None] * inverse  # (P, dim / 2)
+    return torch.cat((angles.cos(), angles.sin()), -1) * magnitude
 
 
-def _inverse(theta: float, dim: int) -> torch.Tensor:
-    """(dim / 2,) float32."""
-    return 1.0 / (theta ** (torch.arange(0, dim, 2, dtype=torch.int64).float() / dim))
+def frequencies(rope: Rope) -> tuple[torch.Tensor, float]:
+    """(dim / 2,) float32 radians per position of each pair, and what cosines and sines are multiplied by."""
+    exponents = torch.arange(0, rope.dim, 2, dtype=torch.int64).float() / rope.dim
+    periods = rope.theta**exponents  # float32, in the order of operations of the models' own code
+    match rope.scaling:
+        case None:
+            return 1.0 / periods, 1.0
+        case LinearScaling(factor):
+            return 1.0 / periods / factor, 1.0
+        case LongRopeScaling(factors, magnitude):
+            return 1.0 / (torch.tensor(factors) * periods), magnitude
+        case Llama3Scaling():
+            return _llama3_frequencies(1.0 / periods, rope.scaling), 1.0
+        case YarnScaling():
+            return _yarn_frequencies(1.0 / periods, rope, rope.scaling), rope.scaling.magnitude
 
 
-def _default(p: Parameters, dim: int, config: ConfigReader) -> tuple[torch.Tensor, float]:
-    return _inverse(p["rope_theta"], dim), 1.0
+def _llama3_frequencies(inverse: torch.Tensor, s: Llama3Scaling) -> torch.Tensor:
+    wavelength = 2 * math.pi / inverse
+    smooth = (s.trained_len / wavelength - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor)
+    between = (1 - smooth) * inverse / s.factor + smooth * inverse
+    longest, shortest = s.trained_len / s.low_freq_factor, s.trained_len / s.high_freq_factor
+    scaled = torch.where(wavelength > longest, inverse / s.factor, inverse)
+    return torch.where((wavelength <= longest) & (wavelength >= shortest), between, scaled)
 
 
-def _linear(p: Parameters, dim: int, config: ConfigReader) -> tuple[torch.Tensor, float]:
-    return _inverse(p["rope_theta"], dim) / p["factor"], 1.0
-
-
-def _dynamic(p: Parameters, dim: int, config: ConfigReader) -> tuple[torch.Tensor, float]:
-    """Within the trained length nothing changes. Beyond it one base serves all lengths, that of the whole context.
-
-    transformers grows the base with each request and leaves cached keys as they were; no two engines agree there.
-    """
-    trained = p.get("original_max_position_embeddings") or config.integer("max_position_embeddings")
-    theta, factor = p["rope_theta"], p["factor"]
-    length = max(trained, config.max_model_len or trained)
-    if length > trained:
-        theta *= (factor * length / trained - (factor - 1)) ** (dim / (dim - 2))
-    return _inverse(theta, dim), 1.0
-
-
-def _yarn(p: Parameters, dim: int, config: ConfigReader) -> tuple[torch.Tensor, float]:
-    theta, factor = p["rope_theta"], p["factor"]
-    trained = p.get("original_max_position_embeddings") or config.integer("max_position_embeddings")
-
-    def mscale(scale: float, weight: float = 1.0) -> float:
-        return 0.1 * weight * math.log(scale) + 1.0 if scale > 1 else 1.0
-
-    magnitude = p.get("attention_factor")
-    if magnitude is None:
-        weight, weight_all = p.get("mscale"), p.get("mscale_all_dim")
-        magnitude = mscale(factor, weight) / mscale(factor, weight_all) if weight and weight_all else mscale(factor)
-
-    def dim_of(rotations: float) -> float:
+def _yarn_frequencies(inverse: torch.Tensor, rope: Rope, s: YarnScaling) -> torch.Tensor:
+    def pair_of(rotations: float) -> float:
         """The pair that turns so often within the trained length."""
-        return dim * math.log(trained / (rotations * 2 * math.pi)) / (2 * math.log(theta))
+        return rope.dim * math.log(s.trained_len / (rotations * 2 * math.pi)) / (2 * math.log(rope.theta))
 
-    low, high = dim_of(p.get("beta_fast") or 32), dim_of(p.get("beta_slow") or 1)
-    if p.get("truncate", True):
+    low, high = pair_of(s.beta_fast), pair_of(s.beta_slow)
+    if s.truncate:
         low, high = math.floor(low), math.ceil(high)
-    low, high = max(low, 0), min(high, dim - 1)
+    low, high = max(low, 0), min(high, rope.dim - 1)
     if low == high:
         high += 0.001
-    ramp = ((torch.arange(dim // 2, dtype=torch.float32) - low) / (high - low)).clamp(
-        0, 1
-    )  # 0: as trained, 1: stretched
-    inverse = _inverse(theta, dim)
-    return inverse / factor * ramp + inverse * (1 - ramp), magnitude
-
-
-def _llama3(p: Parameters, dim: int, config: ConfigReader) -> tuple[torch.Tensor, float]:
-    inverse = _inverse(p["rope_theta"], dim)
-    factor, low, high = p["factor"], p["low_freq_factor"], p["high_freq_factor"]
-    trained = p["original_max_position_embeddings"]
-    wavelength = 2 * math.pi / inverse
-    smooth = (trained / wavelength - low) / (high - low)
-    between = (1 - smooth) * inverse / factor + smooth * inverse
-    scaled = torch.where(wavelength > trained / low, inverse / factor, inverse)
-    return torch.where((wavelength <= trained / low) & (wavelength >= trained / high), between, scaled), 1.0
-
-
-def _longrope(p: Parameters, dim: int, config: ConfigReader) -> tuple[torch.Tensor, float]:
-    """Long factors if the context exceeds the trained length, short ones else: decided once, as in vLLM."""
-    longest = config.integer("max_position_embeddings")
-    trained = p.get("original_max_position_embeddings") or config("original_max_position_embeddings", default=longest)
-    context = config.max_model_len or longest
-    factors = torch.tensor(p["long_factor" if context > trained else "short_factor"], dtype=torch.float32)
-    if len(factors) != dim // 2:
-        raise CheckpointError(f"rope scaling 'longrope' has {len(factors)} factors for {dim // 2} pairs")
-    factor = p.get("factor") or longest / trained
-    magnitude = p.get("attention_factor")
-    if magnitude is None:
-        magnitude = math.sqrt(1 + math.log(factor) / math.log(trained)) if factor > 1 else 1.0
-    exponents = torch.arange(0, dim, 2, dtype=torch.int64).float() / dim
-    return 1.0 / (factors * p["rope_theta"] ** exponents), magnitude
-
-
-_SCALINGS: dict[str, Callable[[Parameters, int, ConfigReader], tuple[torch.Tensor, float]]] = {
-    "default": _default,
-    "linear": _linear,
-    "dynamic": _dynamic,
-    "yarn": _yarn,
-    "llama3": _llama3,
-    "longrope": _longrope,
-    "su": _longrope,  # the first name of longrope
-}
+    ramp = ((torch.arange(rope.dim // 2, dtype=torch.float32) - low) / (high - low)).clamp(0, 1)
+    return inverse / s.factor * ramp + inverse * (1 - ramp)  # ramp 0: as trained, 1: stretched

@@ -9,18 +9,24 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable, Iterable
+from typing import Literal
 
 import torch
 
 from forebay.errors import CheckpointError
+from gpu_executor.models.spec import Attention
 
-# From one tensor to the parts that go under the rule's targets, in their order.
+# From one tensor to the parts that go under the rule's targets, in their order. Raises CheckpointError saying what is
+# wrong with the tensor's shape.
 Reshape = Callable[[torch.Tensor], tuple[torch.Tensor, ...]]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Rule:
-    """Tensors whose whole name matches `pattern` become `targets` (with \\1, \\2, … of the match); none skips them."""
+    """Tensors whose whole name matches `pattern` become `targets` (with \\1, \\2, … of the match); none skips them.
+
+    A rule that is not optional must match some tensor of every checkpoint.
+    """
 
     pattern: str
     targets: tuple[str, ...]
@@ -28,39 +34,103 @@ class Rule:
     optional: bool = False
 
     def __str__(self) -> str:
-        how = f" by {self.reshape.__name__}" if self.reshape is not None else ""
+        how = f" ({self.reshape.__name__.replace('_', ' ')})" if self.reshape is not None else ""
         return f"{self.pattern} → {', '.join(self.targets) or 'skipped'}{how}"
 
 
 def rename(pattern: str, target: str, *, optional: bool = False) -> Rule:
     """Another name, the tensor as it is."""
-    return Rule(pattern, (target,), optional=optional)
+    return Rule(pattern, (target,), None, optional)
 
 
 def skip(pattern: str) -> Rule:
     """Tensors that some checkpoints hold and nobody needs, such as buffers of an old version."""
-    return Rule(pattern, (), optional=True)
+    return Rule(pattern, (), None, optional=True)
 
 
-def transpose(pattern: str, target: str) -> Rule:
-    """A matrix stored as (in, out); a vector of the same layer stays as it is."""
-    return Rule(pattern, (target,), _transposed)
+def transpose(pattern: str, target: str, *, optional: bool = False) -> Rule:
+    """A matrix stored as (in, out); the vectors of the same layer stay as they are."""
+
+    def transposed(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return (_outputs_first(tensor),)
+
+    return Rule(pattern, (target,), transposed, optional)
 
 
-def split(pattern: str, targets: tuple[str, ...], sizes: tuple[int, ...], *, transposed: bool = False) -> Rule:
-    """A fused projection whose outputs lie one after the other: q, k and v, or gate and up; also its bias."""
+def split_qkv(
+    pattern: str,
+    target: str,
+    attention: Attention,
+    *,
+    layout: Literal["stacked", "grouped"] = "stacked",
+    transposed: bool = False,
+    optional: bool = False,
+) -> Rule:
+    """A fused projection of queries, keys and values, or its bias; `{}` in the target stands for q, k and v.
 
-    def split_outputs(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        rows = tensor.t() if transposed and tensor.dim() == 2 else tensor
-        if len(rows) != sum(sizes):
-            raise CheckpointError(f"its {len(rows)} outputs are not {' + '.join(map(str, sizes))}")
-        return rows.split(sizes)
+    stacked: all queries, all keys, all values: rows HK + GK + GK. grouped: for each kv head its H/G query heads, its key
+    head, its value head; with one query head each, this is [q, k, v] per head.
+    """
+    heads, groups, head_dim = attention.num_heads, attention.num_kv_heads, attention.head_dim
+    per_group = heads // groups
+    num_rows = (heads + 2 * groups) * head_dim
 
-    return Rule(pattern, targets, split_outputs)
+    def split(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        rows = _outputs_first(tensor) if transposed else tensor
+        if len(rows) != num_rows:
+            raise CheckpointError(
+                f"its {len(rows)} outputs are not those of {heads} query and {groups} kv heads of {head_dim}"
+            )
+        if layout == "stacked":
+            return rows.split((heads * head_dim, groups * head_dim, groups * head_dim))
+        grouped = rows.unflatten(0, (groups, per_group + 2, head_dim))  # (G, H/G + 2, K, ...)
+        return tuple(part.flatten(0, 2) for part in grouped.split((per_group, 1, 1), 1))
+
+    split.__name__ = f"split_{layout}"
+    return Rule(pattern, tuple(target.format(part) for part in "qkv"), split, optional)
 
 
-def _transposed(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    return (tensor.t() if tensor.dim() == 2 else tensor,)
+def split_gate_up(pattern: str, target: str, *, transposed: bool = False, optional: bool = False) -> Rule:
+    """A fused projection of gate (first half of the outputs) and up, or its bias; `{}` in the target stands for each."""
+
+    def split_halves(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        rows = _outputs_first(tensor) if transposed else tensor
+        if len(rows) % 2:
+            raise CheckpointError(f"its {len(rows)} outputs are not two halves")
+        return rows.chunk(2)
+
+    return Rule(pattern, tuple(target.format(part) for part in ("gate", "up")), split_halves, optional)
+
+
+def fold_unit_offset(pattern: str, target: str, *, optional: bool = False) -> Rule:
+    """A norm that multiplies by 1 + weight; the sum is made in float32 and rounded once, when it is stored."""
+
+    def plus_one(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return (tensor.float() + 1,)
+
+    return Rule(pattern, (target,), plus_one, optional)
+
+
+def permute_rope(
+    pattern: str, target: str, *, num_heads: int, head_dim: int, rope_dim: int, optional: bool = False
+) -> Rule:
+    """A projection (or bias, or norm per head) of heads that rotate neighbours (2i, 2i + 1), for (i, i + rope_dim / 2).
+
+    The same permutation of queries and keys leaves their products as they are.
+    """
+    order = torch.cat((torch.arange(0, rope_dim, 2), torch.arange(1, rope_dim, 2), torch.arange(rope_dim, head_dim)))
+
+    def pairs_to_halves(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        if len(tensor) != num_heads * head_dim:
+            raise CheckpointError(f"its {len(tensor)} outputs are not those of {num_heads} heads of {head_dim}")
+        return (tensor.unflatten(0, (num_heads, head_dim))[:, order].flatten(0, 1),)
+
+    return Rule(pattern, (target,), pairs_to_halves, optional)
+
+
+def _outputs_first(tensor: torch.Tensor) -> torch.Tensor:
+    """(in, out) -> (out, in); a bias (out) as it is."""
+    return tensor.t() if tensor.dim() == 2 else tensor
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -2,56 +2,86 @@
 
 from __future__ import annotations
 
+import math
+import mmap
+from collections.abc import Iterable
+
 import torch
 
+from gpu_executor.layers.linear import Linear
+from gpu_executor.layers.norm import NormLayer, make_norm
 from gpu_executor.models.names import find
-from gpu_executor.models.spec import ModelSpec
+from gpu_executor.models.spec import ModelSpec, Norm
 
 # Canonical tensors of one layer that lie one after the other in one tensor, so that one product serves them all.
-_FUSED = (("qkv", ("mixer.q", "mixer.k", "mixer.v")), ("gate_up", ("mlp.gate", "mlp.up")))
+_FUSED = {
+    "mixer.qkv": ("mixer.q", "mixer.k", "mixer.v"),
+    "mlp.gate_up": ("mlp.gate", "mlp.up"),
+}
+
+_HUGE_PAGE_BYTES = 1 << 21
 
 
 class Weights:
     """Allocated, not yet filled weights of the canonical tensors that a checkpoint has.
 
-    `slots` maps each canonical name to a view of the shape that names.find tells; `get` gives what layers use. Where some
-    parts of a group have a bias and others none, those have a bias of zeros.
+    `slots` maps each canonical name to a view of the shape that names.find tells; `get` gives what layers use. Where
+    some parts of a group have a bias and others none, those have a bias of zeros.
     """
 
-    def __init__(self, spec: ModelSpec, names: set[str], dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, spec: ModelSpec, names: Iterable[str], dtype: torch.dtype, device: torch.device) -> None:
+        self._spec, self.dtype, self.device = spec, dtype, device
         self.slots: dict[str, torch.Tensor] = {}
         self._fused: dict[str, torch.Tensor] = {}
-        grouped: set[str] = set()
+        names = dict.fromkeys(names)
         for index in range(len(spec.decoder.layers)):
-            for group, parts in _FUSED:
-                for kind in ("weight", "bias"):
-                    members = [f"layers.{index}.{part}.{kind}" for part in parts]
-                    present = [name for name in members if name in names]
-                    if present and f"layers.{index}.{parts[0]}.weight" in names:
-                        self._allocate(f"layers.{index}.{group}.{kind}", members, names, spec, dtype, device)
-                        grouped.update(members)
-        for name in sorted(names - grouped):
-            self.slots[name] = torch.empty(_shape(name, spec), dtype=dtype, device=device)
+            for group, parts in _FUSED.items():
+                if all(f"layers.{index}.{part}.weight" in names for part in parts):
+                    for kind in ("weight", "bias"):
+                        members = [f"layers.{index}.{part}.{kind}" for part in parts]
+                        if any(name in names for name in members):
+                            self._fused[f"layers.{index}.{group}.{kind}"] = self._allocate(members, names)
+        for name in names:
+            if name not in self.slots:
+                self.slots[name] = self._empty(self._shape(name))
 
-    def _allocate(
-        self, fused: str, members: list[str], names: set[str], spec: ModelSpec, dtype: torch.dtype, device: torch.device
-    ) -> None:
-        shapes = [_shape(name, spec) for name in members]
-        rows = [shape[0] for shape in shapes]
-        whole = torch.empty((sum(rows), *shapes[0][1:]), dtype=dtype, device=device)
-        for name, view in zip(members, whole.split(rows), strict=True):
+    def _allocate(self, members: list[str], names: dict[str, None]) -> torch.Tensor:
+        """One tensor for a group's members, each with its slot in it; zeros for those that are not in `names`."""
+        shapes = [self._shape(name) for name in members]
+        num_rows = [shape[0] for shape in shapes]
+        whole = self._empty((sum(num_rows), *shapes[0][1:]))
+        for name, view in zip(members, whole.split(num_rows), strict=True):
             if name in names:
                 self.slots[name] = view
             else:
                 view.zero_()
-        self._fused[fused] = whole
+        return whole
+
+    def _shape(self, name: str) -> tuple[int, ...]:
+        found = find(name, self._spec)
+        assert found is not None, name
+        return found[1]
+
+    def _empty(self, shape: tuple[int, ...]) -> torch.Tensor:
+        num_bytes = math.prod(shape) * self.dtype.itemsize
+        if self.device.type == "cpu" and num_bytes >= _HUGE_PAGE_BYTES and hasattr(mmap, "MADV_HUGEPAGE"):
+            # Weights are touched for the first time while loading and read whole at every step: the faults of small pages
+            # make the one slower, and the misses of the page tables the other.
+            memory = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            memory.madvise(mmap.MADV_HUGEPAGE)
+            return torch.frombuffer(memory, dtype=self.dtype).view(shape)
+        return torch.empty(shape, dtype=self.dtype, device=self.device)
 
     def get(self, name: str) -> torch.Tensor | None:
-        """The tensor of a canonical name or of a fused group, such as `layers.0.qkv.weight`; None if there is none."""
+        """The tensor of a fused group, such as `layers.0.mixer.qkv.weight`, or of a canonical name; None if there is none."""
         return self._fused.get(name, self.slots.get(name))
 
+    def linear(self, name: str) -> Linear | None:
+        """The linear layer of this name, with its bias if there is one; None if there is no such matrix."""
+        weight = self.get(f"{name}.weight")
+        return None if weight is None else Linear(weight, self.get(f"{name}.bias"))
 
-def _shape(name: str, spec: ModelSpec) -> tuple[int, ...]:
-    found = find(name, spec)
-    assert found is not None, name
-    return found[1]
+    def norm(self, name: str, spec: Norm) -> NormLayer | None:
+        """The norm layer of this name; None if there is none."""
+        weight = self.get(f"{name}.weight")
+        return None if weight is None else make_norm(spec, weight, self.get(f"{name}.bias"))

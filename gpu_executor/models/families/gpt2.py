@@ -3,56 +3,52 @@
 from __future__ import annotations
 
 from gpu_executor.models.config_reader import ConfigReader
-from gpu_executor.models.families.llama import ACTIVATIONS, biases
+from gpu_executor.models.names import every_layer
 from gpu_executor.models.registry import Resolved, architecture
-from gpu_executor.models.rules import Rule, rename, skip, split, transpose
-from gpu_executor.models.spec import Attention, DecoderSpec, Layer, Mlp, ModelSpec, Norm
+from gpu_executor.models.rules import Rule, rename, skip, split_qkv, transpose
+from gpu_executor.models.spec import Attention, DecoderSpec, Layer, Learned, Mlp, ModelSpec, Norm
 
-_H = r"(?:transformer\.)?h\.(\d+)\."  # the official file has no prefix, fine-tuned ones have
+_LAYER = r"(?:transformer\.)?h\.(\d+)\."  # the official file has no prefix, fine-tuned ones have
+_EXTRAS = ("norm.bias", *every_layer(
+    "norm1.bias", "mixer.q.bias", "mixer.k.bias", "mixer.v.bias", "mixer.o.bias", "norm2.bias", "mlp.up.bias", "mlp.down.bias",
+))  # fmt: skip
 
 
-def _rules(hidden_size: int) -> tuple[Rule, ...]:
-    qkv = (r"layers.\1.mixer.q.\2", r"layers.\1.mixer.k.\2", r"layers.\1.mixer.v.\2")
+def _rules(attention: Attention) -> tuple[Rule, ...]:
     return (
         rename(r"(?:transformer\.)?wte\.weight", "embed.weight"),
         rename(r"(?:transformer\.)?wpe\.weight", "positions.weight"),
-        rename(_H + r"ln_([12])\.(weight|bias)", r"layers.\1.norm\2.\3"),
-        split(_H + r"attn\.c_attn\.(weight|bias)", qkv, (hidden_size,) * 3, transposed=True),
-        transpose(_H + r"attn\.c_proj\.(weight|bias)", r"layers.\1.mixer.o.\2"),
-        transpose(_H + r"mlp\.c_fc\.(weight|bias)", r"layers.\1.mlp.up.\2"),
-        transpose(_H + r"mlp\.c_proj\.(weight|bias)", r"layers.\1.mlp.down.\2"),
+        rename(_LAYER + r"ln_([12])\.(weight|bias)", r"layers.\1.norm\2.\3"),
+        split_qkv(_LAYER + r"attn\.c_attn\.(weight|bias)", r"layers.\1.mixer.{}.\2", attention, transposed=True),
+        transpose(_LAYER + r"attn\.c_proj\.(weight|bias)", r"layers.\1.mixer.o.\2"),
+        transpose(_LAYER + r"mlp\.c_fc\.(weight|bias)", r"layers.\1.mlp.up.\2"),
+        transpose(_LAYER + r"mlp\.c_proj\.(weight|bias)", r"layers.\1.mlp.down.\2"),
         rename(r"(?:transformer\.)?ln_f\.(weight|bias)", r"norm.\1"),
-        rename(r"lm_head\.weight", "head.weight", optional=True),
-        skip(_H + r"attn\.(?:bias|masked_bias)"),  # causal masks that old versions saved
+        rename(r"lm_head\.weight", "head.weight", optional=True),  # there again in fine-tuned files
+        skip(_LAYER + r"attn\.(?:bias|masked_bias)"),  # causal masks that old versions saved
     )
 
 
 @architecture("GPT2LMHeadModel", examples="GPT-2, DistilGPT-2")
-def gpt2(config: ConfigReader) -> Resolved:
-    hidden_size = config.integer("n_embd", "hidden_size")
-    num_heads = config.integer("n_head", "num_attention_heads")
-    head_dim = hidden_size // num_heads
+def gpt2(config: ConfigReader, architecture: str) -> Resolved:
+    hidden_size, num_heads = config.integer("n_embd", "hidden_size"), config.integer("n_head", "num_attention_heads")
+    head_dim = config.head_dim("n_embd", "n_head")
+    scale = head_dim**-0.5 if config.flag("scale_attn_weights", default=True) else 1.0
+    by_layer = config.flag("scale_attn_by_inverse_layer_idx", default=False)
     mlp = Mlp(
-        config.integer("n_inner", default=4 * hidden_size),
-        ACTIVATIONS[config("activation_function", default="gelu_new")],
+        config.integer("n_inner", default=4 * hidden_size), config.activation("activation_function", default="gelu_new")
     )
-    layers = []
-    for i in range(config.integer("n_layer", "num_hidden_layers")):
-        scale = head_dim**-0.5 if config("scale_attn_weights", default=True) else 1.0
-        if config("scale_attn_by_inverse_layer_idx", default=False):
-            scale /= i + 1
-        layers.append(Layer(Attention(num_heads, num_heads, head_dim, scale), mlp))
+    mixers = [
+        Attention(num_heads, num_heads, head_dim, scale / (i + 1) if by_layer else scale)
+        for i in range(config.integer("n_layer", "num_hidden_layers"))
+    ]
+    num_positions = config.integer("n_positions", "n_ctx", "max_position_embeddings")
     decoder = DecoderSpec(
-        layers=tuple(layers),
-        norm=Norm("layer", config("layer_norm_epsilon", default=1e-5)),
+        layers=tuple(Layer(mixer, mlp) for mixer in mixers),
+        norm=Norm("layer", config.number("layer_norm_epsilon", default=1e-5)),
         hidden_size=hidden_size,
-        tied=bool(config("tie_word_embeddings", default=True)),
-        num_positions=config.integer("n_positions", "n_ctx", "max_position_embeddings"),
+        positions=Learned(num_positions),
+        tied=config.flag("tie_word_embeddings", default=True),
     )
-    context = config.context("n_positions", "n_ctx", "max_position_embeddings")
-    projections = ("norm1", "mixer.q", "mixer.k", "mixer.v", "mixer.o", "norm2", "mlp.up", "mlp.down")
-    return Resolved(
-        ModelSpec(config.architecture, decoder, config.integer("vocab_size"), context),
-        _rules(hidden_size),
-        ("norm.bias", *biases(*projections)),
-    )
+    spec = ModelSpec(architecture, decoder, config.integer("vocab_size"), config.context(num_positions))
+    return Resolved(spec, _rules(mixers[0]), _EXTRAS)

@@ -6,8 +6,9 @@ Its parts serve every family that differs from it in a few facts.
 from __future__ import annotations
 
 from gpu_executor.models.config_reader import ConfigReader
+from gpu_executor.models.names import every_layer
 from gpu_executor.models.registry import Resolved, architecture
-from gpu_executor.models.rope import read_rope
+from gpu_executor.models.rope import read_context, read_rope
 from gpu_executor.models.rules import Rule, rename, skip
 from gpu_executor.models.spec import Attention, DecoderSpec, Layer, Mlp, ModelSpec, Norm
 
@@ -22,53 +23,37 @@ LLAMA_RULES: tuple[Rule, ...] = (
     rename(r"lm_head\.weight", "head.weight", optional=True),  # not there, or there again, where the head is tied
     skip(r"(?:model\.)?(?:layers\.\d+\.self_attn\.)?rotary_emb\.(?:inv_freq|cos_cached|sin_cached)"),
 )
-GATED = ("layers.*.mlp.gate.weight",)
-
-# Activation names of configs, and ours.
-ACTIVATIONS = {
-    "silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_fast": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu", "relu2": "relu2",
-}  # fmt: skip
-
-
-def biases(*projections: str) -> tuple[str, ...]:
-    """Names of biases that every layer has."""
-    return tuple(f"layers.*.{projection}.bias" for projection in projections)
+GATE = every_layer("mlp.gate.weight")
 
 
 def read_attention(config: ConfigReader, *, window: int | None = None) -> Attention:
     """Attention of a Llama-like config."""
     num_heads = config.integer("num_attention_heads")
-    head_dim = config.integer("head_dim", default=config.integer("hidden_size") // num_heads)
-    return Attention(
-        num_heads=num_heads,
-        num_kv_heads=config.integer("num_key_value_heads", default=num_heads),
-        head_dim=head_dim,
-        scale=head_dim**-0.5,
-        rope=read_rope(config, head_dim),
-        window=window,
-    )
+    num_kv_heads = config.integer("num_key_value_heads", default=num_heads)
+    if num_heads % num_kv_heads:
+        raise config.wrong(("num_key_value_heads",), num_kv_heads, f"a divisor of {num_heads}, num_attention_heads")
+    head_dim = config.integer("head_dim", default=None) or config.head_dim("hidden_size", "num_attention_heads")
+    return Attention(num_heads, num_kv_heads, head_dim, head_dim**-0.5, read_rope(config, head_dim), window)
 
 
-def read_model(config: ConfigReader, mixers: list[Attention], *, tied: bool = False) -> ModelSpec:
-    """A Llama-like model with these mixers; `tied` is the default where config.json does not say."""
-    mlp = Mlp(config.integer("intermediate_size"), ACTIVATIONS[config("hidden_act", default="silu")])
+def read_model(config: ConfigReader, architecture: str, mixers: list[Attention]) -> ModelSpec:
+    """A Llama-like model with these mixers."""
+    mlp = Mlp(config.integer("intermediate_size"), config.activation("hidden_act", default="silu"))
     decoder = DecoderSpec(
         layers=tuple(Layer(mixer, mlp) for mixer in mixers),
-        norm=Norm("rms", config("rms_norm_eps", default=1e-6)),
+        norm=Norm("rms", config.number("rms_norm_eps", default=1e-6)),
         hidden_size=config.integer("hidden_size"),
-        tied=bool(config("tie_word_embeddings", default=tied)),
+        tied=config.flag("tie_word_embeddings", default=False),
     )
-    context = config.context("max_position_embeddings")
-    return ModelSpec(config.architecture, decoder, config.integer("vocab_size"), context)
+    return ModelSpec(architecture, decoder, config.integer("vocab_size"), read_context(config))
 
 
 @architecture("LlamaForCausalLM", "LLaMAForCausalLM", examples="Llama 3.1, Llama 3, Llama 2, Yi, SmolLM")
-def llama(config: ConfigReader) -> Resolved:
-    extras = GATED
-    if config("attention_bias", default=False):
-        extras += biases("mixer.q", "mixer.k", "mixer.v", "mixer.o")
-    if config("mlp_bias", default=False):
-        extras += biases("mlp.gate", "mlp.up", "mlp.down")
+def llama(config: ConfigReader, architecture: str) -> Resolved:
+    extras = GATE
+    if config.flag("attention_bias", default=False):
+        extras += every_layer("mixer.q.bias", "mixer.k.bias", "mixer.v.bias", "mixer.o.bias")
+    if config.flag("mlp_bias", default=False):
+        extras += every_layer("mlp.gate.bias", "mlp.up.bias", "mlp.down.bias")
     mixers = [read_attention(config)] * config.integer("num_hidden_layers")
-    return Resolved(read_model(config, mixers), LLAMA_RULES, extras)
+    return Resolved(read_model(config, architecture, mixers), LLAMA_RULES, extras)

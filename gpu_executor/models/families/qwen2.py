@@ -3,19 +3,33 @@
 from __future__ import annotations
 
 from gpu_executor.models.config_reader import ConfigReader
-from gpu_executor.models.families.llama import GATED, LLAMA_RULES, biases, read_attention, read_model
+from gpu_executor.models.families.llama import GATE, LLAMA_RULES, read_attention, read_model
+from gpu_executor.models.names import every_layer
 from gpu_executor.models.registry import Resolved, architecture
+
+_EXTRAS = GATE + every_layer("mixer.q.bias", "mixer.k.bias", "mixer.v.bias")
 
 
 @architecture("Qwen2ForCausalLM", examples="Qwen2.5, Qwen2, QwQ")
-def qwen2(config: ConfigReader) -> Resolved:
-    num_layers = config.integer("num_hidden_layers")
-    window = config("sliding_window", default=None) if config("use_sliding_window", default=False) else None
-    # layer_types, which newer configs write, says the same as max_window_layers: the first layers see everything.
-    num_full = config("max_window_layers", default=28)
-    kinds = config(
-        "layer_types", default=["full_attention" if i < num_full else "sliding_attention" for i in range(num_layers)]
-    )
+def qwen2(config: ConfigReader, architecture: str) -> Resolved:
+    window = None
+    if config.flag("use_sliding_window", default=False):
+        window = config.integer("sliding_window", default=None if config.has("sliding_window") else 4096)
     full, sliding = read_attention(config), read_attention(config, window=window)
-    mixers = [sliding if kind == "sliding_attention" else full for kind in kinds]
-    return Resolved(read_model(config, mixers), LLAMA_RULES, GATED + biases("mixer.q", "mixer.k", "mixer.v"))
+    mixers = [sliding if slides else full for slides in _sliding_layers(config)]
+    return Resolved(read_model(config, architecture, mixers), LLAMA_RULES, _EXTRAS)
+
+
+def _sliding_layers(config: ConfigReader) -> list[bool]:
+    """Which layers have the window: those from max_window_layers on, or what newer configs list in layer_types."""
+    num_layers = config.integer("num_hidden_layers")
+    kinds = config("layer_types", default=None)
+    if kinds is None:
+        num_full = config("max_window_layers", default=28)
+        return [i >= num_full for i in range(num_layers)]
+    if not isinstance(kinds, list) or len(kinds) != num_layers or not set(kinds) <= _KINDS.keys():
+        raise config.wrong(("layer_types",), kinds, f"{num_layers} of {', '.join(_KINDS)}")
+    return [_KINDS[kind] for kind in kinds]
+
+
+_KINDS = {"full_attention": False, "sliding_attention": True}

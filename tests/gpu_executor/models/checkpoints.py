@@ -38,7 +38,10 @@ class Case:
 
 def _llama(name: str, **config: Any) -> Case:
     limits = {key: config.pop(key) for key in ("max_model_len", "least_prompt") if key in config}
-    return Case(name, "LlamaForCausalLM", BASE | {"model_type": "llama"} | config, **limits)
+    merged = BASE | {"model_type": "llama"} | config
+    return Case(
+        name, "LlamaForCausalLM", {k: v for k, v in merged.items() if k != "rope_theta" or v is not None}, **limits
+    )
 
 
 _LONGROPE = {
@@ -59,6 +62,8 @@ CASES = [
            "beta_slow": 2.0, "original_max_position_embeddings": 64}),
     _llama("llama-llama3", rope_scaling={"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
            "original_max_position_embeddings": 32}),
+    _llama("llama-rope-parameters", rope_theta=None, rope_parameters={"rope_type": "yarn", "rope_theta": 5e5, "factor": 4.0,
+           "mscale": 0.7, "mscale_all_dim": 0.4, "truncate": False, "original_max_position_embeddings": 64}),
     _llama("llama-longrope-short", rope_scaling=_LONGROPE | {"original_max_position_embeddings": 128}, max_model_len=128),
     _llama("llama-longrope-long", rope_scaling=_LONGROPE | {"original_max_position_embeddings": 32}, least_prompt=33),
     Case("mistral-window", "MistralForCausalLM", BASE | {"model_type": "mistral", "sliding_window": 9}),
@@ -66,10 +71,13 @@ CASES = [
     Case("mistral-full-wide-heads", "MistralForCausalLM", BASE | {"model_type": "mistral", "sliding_window": None, "head_dim": 16}),
     Case("qwen2", "Qwen2ForCausalLM", BASE | {"model_type": "qwen2", "tie_word_embeddings": True, "sliding_window": 8,
          "use_sliding_window": False}),
+    Case("qwen2-layer-types", "Qwen2ForCausalLM", BASE | {"model_type": "qwen2", "sliding_window": 8, "use_sliding_window": True,
+         "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}),
     Case("qwen2-windows-above", "Qwen2ForCausalLM", BASE | {"model_type": "qwen2", "sliding_window": 8, "use_sliding_window": True,
          "max_window_layers": 1}),
     Case("gpt2", "GPT2LMHeadModel", GPT2 | {"model_type": "gpt2"}),
-    Case("gpt2-scaled-by-layer", "GPT2LMHeadModel", GPT2 | {"model_type": "gpt2", "scale_attn_by_inverse_layer_idx": True, "n_inner": 72}),
+    Case("gpt2-scaled-by-layer", "GPT2LMHeadModel", GPT2 | {"model_type": "gpt2", "scale_attn_by_inverse_layer_idx": True,
+         "n_inner": 72}),
 ]  # fmt: skip
 
 
@@ -99,6 +107,11 @@ def hub_tensors(model: transformers.PreTrainedModel) -> dict[str, torch.Tensor]:
     return {k: v.detach().clone() for k, v in model.state_dict().items() if not (tied and k == "lm_head.weight")}
 
 
+def case_of(name: str) -> Case:
+    """The case of this name."""
+    return next(case for case in CASES if case.name == name)
+
+
 def write(
     folder: Path,
     case: Case,
@@ -107,11 +120,11 @@ def write(
     num_shards: int = 1,
     dtype: torch.dtype = torch.float32,
 ) -> None:
-    """config.json with classic keys, and the tensors in one file or in several with an index."""
+    """config.json with classic keys, and the tensors in one file or in several with an index; float32 ones in `dtype`."""
     folder.mkdir(parents=True, exist_ok=True)
     config = {"architectures": [case.architecture], "torch_dtype": str(dtype).removeprefix("torch."), **case.config}
     (folder / "config.json").write_text(json.dumps(config))
-    tensors = {name: tensor.to(dtype).contiguous() for name, tensor in tensors.items()}
+    tensors = {name: (t.to(dtype) if t.dtype == torch.float32 else t).contiguous() for name, t in tensors.items()}
     if num_shards == 1:
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
         return
