@@ -1,0 +1,54 @@
+"""Owns what generation_config.json and config.json say about sampling: defaults, and the ids that end a sequence."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+from typing import Any
+
+from forebay.v1 import sampling_pb2
+from preprocess.tokenizer import TextTokenizer
+
+logger = logging.getLogger(__name__)
+
+# The keys that vLLM takes over. `do_sample` is not among them there either: a checkpoint that says false and gives no
+# temperature is sampled at 1 unless the request asks for 0. `max_new_tokens` is left out: no answer is cut unasked.
+_DEFAULTS: dict[str, Callable[[float], bool]] = {
+    "temperature": lambda value: 0 <= value <= 100,
+    "top_p": lambda value: 0 < value <= 1,
+    "top_k": lambda value: value >= 0 and value == int(value),
+    "min_p": lambda value: 0 <= value <= 1,
+    "repetition_penalty": lambda value: 0 < value <= 10,
+}
+
+
+def default_sampling(generation_config: dict[str, Any]) -> sampling_pb2.SamplingParams:
+    """The defaults of a generation_config.json; values out of range are left out, with a warning."""
+    params = sampling_pb2.SamplingParams()
+    for name, in_range in _DEFAULTS.items():
+        value = generation_config.get(name)
+        if value is None or (name == "top_k" and value == -1):
+            continue
+        if type(value) not in (int, float) or not math.isfinite(value) or not in_range(value):
+            logger.warning("generation_config.json: %s is %r, which is out of range; it is left out", name, value)
+            continue
+        setattr(params, name, int(value) if name == "top_k" else float(value))
+    return params
+
+
+def eos_token_ids(
+    generation_config: dict[str, Any], config: dict[str, Any], tokenizer: TextTokenizer | None
+) -> tuple[int, ...]:
+    """Ids that end a sequence: generation_config.json's, else config.json's, and the tokenizer's own."""
+    text_config = config.get("text_config")
+    sources = (generation_config, config, text_config if isinstance(text_config, dict) else {})
+    found = next((ids for source in sources if (ids := _ids(source.get("eos_token_id")))), [])
+    name = tokenizer.named_tokens.get("eos_token") if tokenizer else None
+    own = tokenizer.backend.token_to_id(name) if tokenizer and name else None
+    return tuple(dict.fromkeys([*found, *([] if own is None else [own])]))
+
+
+def _ids(value: Any) -> list[int]:
+    values = value if isinstance(value, list) else [value]
+    return [item for item in values if isinstance(item, int) and not isinstance(item, bool) and item >= 0]

@@ -1,0 +1,124 @@
+"""Owns how the files of a checkpoint folder become a tokenizer: without torch, and without running code of its own.
+
+`AutoTokenizer` imports torch wherever it is installed, so it is not used: tokenizer.json is read as it is, and older
+files are converted by the tokenizer class that the checkpoint names.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import re
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers.utils import logging as transformers_logging
+
+from forebay.errors import CheckpointError, FailedPrecondition
+from forebay.v1.errors_pb2 import ErrorReason
+from preprocess.tokenizer import TextTokenizer
+
+logger = logging.getLogger(__name__)
+
+# Files from which transformers can convert, and the class that reads them where the checkpoint names none.
+_OLDER_FILES = (
+    (("vocab.json", "merges.txt"), "GPT2Tokenizer"),
+    (("tokenizer.model",), "LlamaTokenizer"),
+    (("spiece.model",), "T5Tokenizer"),
+    (("sentencepiece.bpe.model",), "XLMRobertaTokenizer"),
+    (("vocab.txt",), "BertTokenizer"),
+    (("tekken.json",), None),
+)
+
+
+def load_tokenizer(folder: Path) -> TextTokenizer | None:
+    """The tokenizer of a folder; None if the folder has no tokenizer files at all.
+
+    Raises CheckpointError for a file that cannot be read, and FailedPrecondition (NO_TOKENIZER) where the files are of
+    a kind that cannot be converted.
+    """
+    if (folder / "tokenizer.json").is_file():
+        kinds: list[type] = [PreTrainedTokenizerFast]
+    else:
+        found = [(names, kind) for names, kind in _OLDER_FILES if all((folder / name).is_file() for name in names)]
+        if not found:
+            return None
+        kinds = [*_named_classes(folder), *_classes([found[0][1]])]
+        logger.info("the checkpoint has no tokenizer.json; converting %s", " and ".join(found[0][0]))
+    tokenizer = _load(folder, kinds)
+    return TextTokenizer(
+        tokenizer.backend_tokenizer,
+        named_tokens=dict(tokenizer.special_tokens_map),
+        chat_template=_chat_template(tokenizer),
+    )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object of the checkpoint; empty if there is no such file."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path.name} of the checkpoint cannot be read: {error}") from error
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{path.name} of the checkpoint is not a JSON object")
+    return data
+
+
+def _load(folder: Path, kinds: list[type]) -> PreTrainedTokenizerFast:
+    tried: list[str] = []
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # its hints are for people who fine-tune
+    try:
+        for kind in kinds:
+            try:
+                tokenizer = kind.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+            except Exception as error:
+                tried.append(f"{kind.__name__}: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
+                continue
+            if isinstance(tokenizer, PreTrainedTokenizerFast):
+                return tokenizer
+            tried.append(f"{kind.__name__} has no fast form")
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+    if (folder / "tokenizer.json").is_file():
+        raise CheckpointError(f"tokenizer.json of the checkpoint cannot be read ({'; '.join(tried)})")
+    problem = "; ".join(tried) or "no tokenizer class is known for them"
+    raise FailedPrecondition(
+        f"the checkpoint has no tokenizer.json, and its older tokenizer files cannot be converted ({problem}); save it "
+        "once with AutoTokenizer.from_pretrained(...).save_pretrained(...) to get a tokenizer.json",
+        ErrorReason.ERROR_REASON_NO_TOKENIZER,
+    )
+
+
+def _named_classes(folder: Path) -> list[type]:
+    """Tokenizer classes of transformers that the checkpoint names, or that belong to its model type."""
+    named = read_json(folder / "tokenizer_config.json").get("tokenizer_class")
+    names = [named.removesuffix("Fast"), named] if isinstance(named, str) else []
+    model_type = read_json(folder / "config.json").get("model_type")
+    if isinstance(model_type, str) and re.fullmatch(r"[a-z0-9_]+", model_type):
+        try:
+            module = importlib.import_module(f"transformers.models.{model_type}.tokenization_{model_type}")
+        except ImportError:
+            pass  # many model types share another one's tokenizer; the kind of file decides then
+        else:
+            names += getattr(module, "__all__", [])
+    return _classes(names)
+
+
+def _classes(names: list[str | None]) -> list[type]:
+    transformers = importlib.import_module("transformers")
+    found = (getattr(transformers, name, None) for name in dict.fromkeys(names) if name)
+    kinds = [kind for kind in found if isinstance(kind, type) and issubclass(kind, PreTrainedTokenizerBase)]
+    return list(dict.fromkeys(kinds))
+
+
+def _chat_template(tokenizer: PreTrainedTokenizerFast) -> str | None:
+    """The template for plain conversations; a checkpoint may have several, by name."""
+    template = tokenizer.chat_template
+    if isinstance(template, dict):
+        template = template.get("default")
+    return template or None
