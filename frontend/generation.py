@@ -1,0 +1,253 @@
+"""Owns a generation request's life, from its arrival to its last byte, and GenerationService on top of it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import grpc
+
+from forebay.errors import DeadlineExceeded, ForebayError, InvalidRequest
+from forebay.v1 import generation_pb2 as api
+from forebay.v1.errors_pb2 import ErrorReason
+from frontend.admission import Admission, Outcome
+from frontend.dispatcher import Dispatcher, ModelFacts
+from frontend.flight import Flight
+from frontend.model_catalogue import ServedModel
+from frontend.output import Output, Text
+from frontend.tokenization import PreprocessThreads, check_token_ids
+
+REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+MAX_PRIORITY = 1_000
+
+
+class Generation:
+    """One request that runs: its flight through the executors and the output that its client has yet to get."""
+
+    __slots__ = ("flight", "output", "request_id")
+
+    def __init__(self, request_id: str, flight: Flight, output: Output) -> None:
+        self.request_id, self.flight, self.output = request_id, flight, output
+
+    def start(self) -> api.StreamStart:
+        """What is known at the beginning."""
+        return api.StreamStart(
+            request_id=self.request_id,
+            seed=self.flight.sampling.seed,
+            prompt_tokens=len(self.flight.prompt_token_ids),
+            prompt_logprobs=self.output.prompt_logprobs,
+        )
+
+    def usage(self) -> api.Usage:
+        """What was counted up to now."""
+        return api.Usage(
+            prompt_tokens=len(self.flight.prompt_token_ids),
+            completion_tokens=self.output.num_tokens,
+            cached_prompt_tokens=self.flight.cached_prompt_tokens or 0,
+        )
+
+
+class GenerationService:
+    """forebay.v1.GenerationService. `resolve_sampling` is frontend.sampling's, `make_text` makes a SequenceText."""
+
+    def __init__(
+        self,
+        model: ServedModel,
+        threads: PreprocessThreads,
+        admission: Admission,
+        dispatcher: Dispatcher,
+        *,
+        resolve_sampling: Callable[..., Any],
+        make_text: Callable[..., Text],
+        max_unsent_bytes: int,
+        default_timeout_s: float,
+    ) -> None:
+        self._model, self._threads, self._admission, self._dispatcher = model, threads, admission, dispatcher
+        self._resolve_sampling, self._make_text = resolve_sampling, make_text
+        self._max_unsent_bytes, self._default_timeout_s = max_unsent_bytes, default_timeout_s
+        self._running: set[Output] = set()
+
+    async def Generate(self, request: api.GenerateRequest, context: grpc.aio.ServicerContext) -> api.GenerateResponse:
+        """All sequences in one answer."""
+        async with self._generate(request, context, None) as generation:
+            output = generation.output
+            await output.ready()
+            if output.error is not None:
+                raise output.error
+            return api.GenerateResponse(
+                request_id=generation.request_id,
+                sequences=[_sequence(delta) for delta in output.take()],
+                usage=generation.usage(),
+                seed=generation.flight.sampling.seed,
+                prompt_logprobs=output.prompt_logprobs,
+            )
+
+    async def StreamGenerate(self, request: api.StreamGenerateRequest, context: grpc.aio.ServicerContext) -> None:
+        """Deltas as they come."""
+        async with self._generate(request, context, self._max_unsent_bytes) as generation:
+            output, task = generation.output, asyncio.current_task()
+            start: api.StreamStart | None = None
+            while True:
+                await output.ready()
+                response = api.StreamGenerateResponse(deltas=output.take())
+                done, error = output.done, output.error
+                if start is None and response.deltas:
+                    start = generation.start()
+                    response.start.CopyFrom(start)
+                if done:
+                    response.usage.CopyFrom(generation.usage())
+                if response.deltas or done:
+                    await self._write(context, response, output, task)
+                if error is not None:
+                    raise error
+                if done:
+                    return
+
+    async def _write(
+        self,
+        context: grpc.aio.ServicerContext,
+        response: api.StreamGenerateResponse,
+        output: Output,
+        task: asyncio.Task[Any],
+    ) -> None:
+        """Writes a message; raises the output's error if it was interrupted meanwhile."""
+        output.writer = task
+        try:
+            await context.write(response)
+        except asyncio.CancelledError:
+            if not output.interrupted or task.uncancel():  # the caller left, whatever else happened
+                raise
+            raise output.error from None
+        finally:
+            output.writer = None
+
+    def end_all(self, error: ForebayError) -> None:
+        """Ends every running request with an error, now."""
+        for output in list(self._running):
+            output.interrupt(error)
+
+    @contextlib.asynccontextmanager
+    async def _generate(
+        self,
+        request: api.GenerateRequest | api.StreamGenerateRequest,
+        context: grpc.aio.ServicerContext,
+        max_unsent_bytes: int | None,
+    ) -> AsyncIterator[Generation]:
+        """Brings the request to an executor; whatever happens, nothing of it is left there or here at the end."""
+        self._admission.check_open()
+        self._model.check_name(request.model)
+        request_id = _checked_request_id(request.request_id)
+        _check_priority(request.priority)
+        remaining_s = context.time_remaining()
+        timeout_s = self._default_timeout_s if remaining_s is None else min(remaining_s, self._default_timeout_s)
+        deadline = time.monotonic() + timeout_s
+
+        ticket = self._admission.admit(request_id, request.priority)
+        outcome, generation = Outcome.FAILED, None
+        try:
+            async with asyncio.timeout(timeout_s) as limit:
+                await ticket.slot()
+                facts = await self._dispatcher.wait_for_facts()
+                generation = await self._prepare(request, request_id, facts, deadline, max_unsent_bytes)
+                self._running.add(generation.output)
+                self._dispatcher.launch(generation.flight)
+                yield generation
+            outcome = Outcome.DONE
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            outcome = Outcome.EXPIRED
+            raise DeadlineExceeded(f"the request took longer than {timeout_s:.3f} s") from None
+        except (asyncio.CancelledError, grpc.aio.InternalError):  # the latter from a write to a client that is gone
+            outcome = Outcome.CANCELLED if time.monotonic() < deadline else Outcome.EXPIRED
+            raise
+        except DeadlineExceeded:
+            outcome = Outcome.EXPIRED
+            raise
+        finally:
+            if generation is not None:
+                self._running.discard(generation.output)
+                self._dispatcher.release(generation.flight)
+            ticket.close(outcome)
+
+    async def _prepare(
+        self,
+        request: api.GenerateRequest | api.StreamGenerateRequest,
+        request_id: str,
+        facts: ModelFacts,
+        deadline: float,
+        max_unsent_bytes: int | None,
+    ) -> Generation:
+        preprocessor = self._threads.preprocessor
+        token_ids = _truncated(await self._threads.encode(request.prompt), request.sampling)
+        check_token_ids(token_ids, facts.vocab_size, "prompt")
+        resolved = self._resolve_sampling(
+            request.sampling,
+            defaults=preprocessor.default_sampling,
+            prompt_len=len(token_ids),
+            max_model_len=facts.max_model_len,
+            vocab_size=facts.vocab_size,
+            preprocessor=preprocessor,
+        )
+        texts = [
+            self._make_text(
+                preprocessor.tokenizer if preprocessor.has_tokenizer else None,
+                stop=resolved.stop,
+                skip_special_tokens=resolved.skip_special_tokens,
+                include_stop_str_in_output=resolved.include_stop,
+                min_tokens=resolved.executor.min_tokens,
+            )
+            for _ in range(resolved.n)
+        ]
+        output = Output(texts, token_ids, max_unsent_bytes=max_unsent_bytes)
+        output.awaits_prompt_logprobs = resolved.executor.HasField("prompt_logprobs") and len(token_ids) > 1
+        flight = Flight(token_ids, resolved.executor, output, priority=request.priority, deadline=deadline)
+        return Generation(request_id, flight, output)
+
+
+def _checked_request_id(request_id: str) -> str:
+    if not request_id:
+        return uuid.uuid4().hex
+    if not REQUEST_ID.fullmatch(request_id):
+        rule = 'letters, digits, ".", "_" and "-", at most 128'
+        raise InvalidRequest(f"request_id can have {rule}", fields=(("request_id", rule),))
+    return request_id
+
+
+def _check_priority(priority: int) -> None:
+    if not -MAX_PRIORITY <= priority <= MAX_PRIORITY:
+        rule = f"must be {-MAX_PRIORITY} to {MAX_PRIORITY}"
+        raise InvalidRequest(f"priority is {priority}; it {rule}", fields=(("priority", rule),))
+
+
+def _truncated(token_ids: list[int], sampling: Any) -> list[int]:
+    """The prompt's last truncate_prompt_tokens ids, if that is set."""
+    if not sampling.HasField("truncate_prompt_tokens"):
+        return token_ids
+    if not sampling.truncate_prompt_tokens:
+        raise InvalidRequest(
+            "truncate_prompt_tokens is 0; it must be at least 1",
+            ErrorReason.ERROR_REASON_SAMPLING_OUT_OF_RANGE,
+            fields=(("sampling.truncate_prompt_tokens", "must be at least 1"),),
+        )
+    return token_ids[-sampling.truncate_prompt_tokens :]
+
+
+def _sequence(delta: api.SequenceDelta) -> api.GeneratedSequence:
+    sequence = api.GeneratedSequence(
+        index=delta.index,
+        text=delta.text,
+        token_ids=delta.token_ids,
+        logprobs=delta.logprobs,
+        finish_reason=delta.finish_reason,
+    )
+    if delta.HasField("stop_string"):
+        sequence.stop_string = delta.stop_string
+    if delta.HasField("stop_token_id"):
+        sequence.stop_token_id = delta.stop_token_id
+    return sequence

@@ -1,0 +1,61 @@
+"""Owns where the executors are: reads --executors, and looks names up again and again."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Callable
+
+logger = logging.getLogger(__name__)
+
+
+def parse_executors(text: str) -> tuple[str | None, tuple[str, ...]]:
+    """(name:port to look up, ()) for dns:///name:port, else (None, the addresses); raises ValueError."""
+    if text.startswith("dns:///"):
+        name = text.removeprefix("dns:///")
+        _check_address(name)
+        return name, ()
+    addresses = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    if not addresses:
+        raise ValueError("--executors names no executor; it takes host:port,… or dns:///name:port")
+    for address in addresses:
+        if not address.startswith("unix:"):
+            _check_address(address)
+    return None, addresses
+
+
+def _check_address(address: str) -> None:
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or not 1 <= int(port) <= 65535:
+        raise ValueError(f"--executors: {address!r} is not host:port")
+
+
+async def look_up(name: str) -> tuple[str, ...]:
+    """All addresses of name:port, sorted, each as gRPC dials it; raises OSError."""
+    host, _, port = name.rpartition(":")
+    found = await asyncio.get_running_loop().getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
+    return tuple(sorted({_join(family, address[0], address[1]) for family, *_, address in found}))
+
+
+def _join(family: int, host: str, port: int) -> str:
+    return f"[{host}]:{port}" if family == socket.AF_INET6 else f"{host}:{port}"
+
+
+async def watch(name: str, every_s: float, changed: Callable[[tuple[str, ...]], None]) -> None:
+    """Looks the name up for ever and tells when its addresses change; keeps the last good ones when there are none."""
+    last: tuple[str, ...] = ()
+    failing = False
+    while True:
+        try:
+            addresses = await look_up(name)
+        except OSError as error:
+            addresses = ()
+            if not failing:
+                logger.warning("cannot look up %s: %s; keeping %d executors", name, error, len(last))
+        failing = not addresses
+        if addresses and addresses != last:
+            logger.info("%s is now %s", name, ", ".join(addresses))
+            last = addresses
+            changed(addresses)
+        await asyncio.sleep(every_s)

@@ -1,0 +1,116 @@
+"""Owns the threads that tokenize and render chats beside the event loop, and TokenizerService on top of them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import grpc
+
+from forebay.errors import InvalidRequest, ResourceExhausted
+from forebay.v1 import prompt_pb2
+from forebay.v1 import tokenizer_pb2 as api
+from forebay.v1.errors_pb2 import ErrorReason
+from frontend.dispatcher import Dispatcher
+from frontend.model_catalogue import ServedModel
+
+T = TypeVar("T")
+
+BUSY_RETRY_MS = 200
+
+
+class PreprocessThreads:
+    """Runs a Preprocessor's work in a few threads. Callers that leave do not wait for their work to end."""
+
+    def __init__(self, preprocessor: Any, num_threads: int, max_waiting: int) -> None:
+        self.preprocessor = preprocessor
+        self._threads = ThreadPoolExecutor(num_threads, thread_name_prefix="preprocess")
+        self._max_waiting = max_waiting + num_threads
+        self._num_waiting = 0
+
+    async def encode(self, prompt: prompt_pb2.Prompt) -> list[int]:
+        """The prompt's token ids."""
+        if prompt.WhichOneof("kind") == "token_ids":
+            return self.preprocessor.encode(prompt)  # nothing to compute
+        return await self.run(self.preprocessor.encode, prompt)
+
+    async def run(self, work: Callable[..., T], *arguments: Any, **options: Any) -> T:
+        """Runs the work in a thread; raises what it raises."""
+        self._num_waiting += 1
+        future = self._threads.submit(work, *arguments, **options)
+        future.add_done_callback(self._note_end)
+        return await asyncio.wrap_future(future)
+
+    def check_room(self) -> None:
+        """Raises ResourceExhausted if too much waits for the threads already."""
+        if self._num_waiting >= self._max_waiting:
+            raise ResourceExhausted(f"{self._num_waiting} calls wait for the tokenizer", retry_after_ms=BUSY_RETRY_MS)
+
+    def close(self) -> None:
+        """Forgets what waits."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _note_end(self, future: object) -> None:
+        self._num_waiting -= 1  # from a worker thread or the loop's; under the GIL, a lost update is harmless
+
+
+class TokenizerService:
+    """forebay.v1.TokenizerService."""
+
+    def __init__(
+        self,
+        model: ServedModel,
+        threads: PreprocessThreads,
+        dispatcher: Dispatcher,
+        check_open: Callable[[], None],
+    ) -> None:
+        self._model, self._threads, self._dispatcher, self._check_open = model, threads, dispatcher, check_open
+
+    async def Tokenize(self, request: api.TokenizeRequest, context: grpc.aio.ServicerContext) -> api.TokenizeResponse:
+        """A prompt's ids, as generation would see them."""
+        self._check(request.model)
+        preprocessor = self._threads.preprocessor
+        special = request.add_special_tokens if request.HasField("add_special_tokens") else True
+        token_ids = await self._threads.run(preprocessor.encode, request.prompt, add_special_tokens=special)
+        facts = self._dispatcher.facts
+        response = api.TokenizeResponse(token_ids=token_ids, max_model_len=facts.max_model_len if facts else 0)
+        if request.with_tokens:
+            response.tokens.extend(await self._threads.run(preprocessor.tokens, token_ids))
+        return response
+
+    async def Detokenize(
+        self, request: api.DetokenizeRequest, context: grpc.aio.ServicerContext
+    ) -> api.DetokenizeResponse:
+        """The text of ids."""
+        self._check(request.model)
+        facts = self._dispatcher.facts
+        if facts is not None:
+            check_token_ids(request.token_ids, facts.vocab_size, "token_ids")
+        skip = request.skip_special_tokens if request.HasField("skip_special_tokens") else True
+        decode, token_ids = self._threads.preprocessor.decode, list(request.token_ids)
+        return api.DetokenizeResponse(text=await self._threads.run(decode, token_ids, skip_special_tokens=skip))
+
+    async def RenderChat(
+        self, request: api.RenderChatRequest, context: grpc.aio.ServicerContext
+    ) -> api.RenderChatResponse:
+        """Messages through the model's chat template."""
+        self._check(request.model)
+        text, token_ids = await self._threads.run(self._threads.preprocessor.render_chat, request.chat)
+        return api.RenderChatResponse(text=text, token_ids=token_ids)
+
+    def _check(self, model: str) -> None:
+        self._check_open()
+        self._model.check_name(model)
+        self._threads.check_room()
+
+
+def check_token_ids(token_ids: Any, vocab_size: int, field: str) -> None:
+    """Raises InvalidRequest if an id is not in the vocabulary. A vocabulary of size 0 is not known."""
+    if vocab_size and (largest := max(token_ids, default=0)) >= vocab_size:
+        raise InvalidRequest(
+            f"token id {largest} is not in the vocabulary of {vocab_size}",
+            ErrorReason.ERROR_REASON_TOKEN_OUT_OF_RANGE,
+            fields=((field, f"ids must be below {vocab_size}"),),
+        )
