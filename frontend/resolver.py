@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import socket
 from collections.abc import Callable
 
 logger = logging.getLogger(__name__)
+
+ADDRESS = re.compile(r"[^\s/,]+:([0-9]{1,5})")
 
 
 def parse_executors(text: str) -> tuple[str | None, tuple[str, ...]]:
@@ -26,15 +29,18 @@ def parse_executors(text: str) -> tuple[str | None, tuple[str, ...]]:
 
 
 def _check_address(address: str) -> None:
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdecimal() or not 1 <= int(port) <= 65535:
+    match = ADDRESS.fullmatch(address)
+    if match is None or not 1 <= int(match[1]) <= 65535:
         raise ValueError(f"--executors: {address!r} is not host:port")
 
 
 async def look_up(name: str) -> tuple[str, ...]:
     """All addresses of name:port, sorted, each as gRPC dials it; raises OSError."""
     host, _, port = name.rpartition(":")
-    found = await asyncio.get_running_loop().getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
+    except UnicodeError as error:  # a name that DNS cannot even ask for
+        raise OSError(str(error)) from error
     return tuple(sorted({_join(family, address[0], address[1]) for family, *_, address in found}))
 
 

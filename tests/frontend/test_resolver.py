@@ -37,6 +37,14 @@ def test_what_is_no_address_is_refused_by_name(text: str) -> None:
         parse_executors(text)
 
 
+@pytest.mark.parametrize(
+    "text", ["http://one:1", "grpc://one:1", "dns://one:1", "dns:///one:1,two:1", "dns:///one:1,dns:///two:1", "o ne:1"]
+)
+def test_urls_lists_of_names_and_spaces_are_no_hosts(text: str) -> None:
+    with pytest.raises(ValueError, match="is not host:port"):
+        parse_executors(text)
+
+
 @pytest.mark.parametrize("text", ["", " , ,"])
 def test_no_address_at_all_is_refused_with_what_it_takes(text: str) -> None:
     with pytest.raises(ValueError, match=r"names no executor; it takes host:port,… or dns:///name:port"):
@@ -108,3 +116,9 @@ async def test_bad_and_empty_answers_keep_the_last_good_ones_and_are_logged_once
 
 async def test_name_that_is_not_known_yet_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     assert await changes([OSError("not yet"), OSError("not yet"), ("a:1",)], monkeypatch) == [("a:1",)]
+
+
+async def test_name_that_no_lookup_takes_fails_as_one_that_is_not_there() -> None:
+    name = f"{'x' * 64}.example:1"  # a label of a name has 63 letters at most
+    with pytest.raises(OSError, match="label"):
+        await look_up(name)
