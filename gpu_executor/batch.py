@@ -12,7 +12,8 @@ class Batch:
     """Everything the model needs for one step, on the model's device. T tokens of R sequences.
 
     Sequence r has rows query_start[r] to query_start[r + 1], which are the last of its seq_lens[r] tokens; its KV lies in
-    the blocks block_table[r]. Token t goes to slot slot_mapping[t] = block * block_size + offset.
+    the blocks block_table[r]. Token t goes to slot slot_mapping[t] = block * block_size + offset. A sequence
+    all of whose tokens are in the step (seq_lens equals its rows) begins now: its fixed-size state holds nothing yet.
     """
 
     token_ids: torch.Tensor  # (T,) int64
@@ -20,4 +21,5 @@ class Batch:
     query_start: torch.Tensor  # (R + 1,) int32
     seq_lens: torch.Tensor  # (R,) int32, the step's tokens counted in
     block_table: torch.Tensor  # (R, M) int32
+    state_slots: torch.Tensor  # (R,) int64, where each sequence's fixed-size state lies
     slot_mapping: torch.Tensor  # (T,) int64

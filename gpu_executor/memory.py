@@ -4,37 +4,54 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterable
 
 import torch
 
 from gpu_executor.config import ExecutorConfig
+from gpu_executor.mixers.state import StateLayout
 
 logger = logging.getLogger(__name__)
 
 _CPU_SHARE = 0.25  # of the memory that is free: a CPU machine does other things too
 
 
-def num_kv_blocks(config: ExecutorConfig, bytes_per_token: int, max_model_len: int, device: torch.device) -> int:
-    """Blocks of the KV cache.
+def num_kv_blocks(
+    config: ExecutorConfig,
+    layouts: Iterable[StateLayout | None],
+    dtype: torch.dtype,
+    max_model_len: int,
+    device: torch.device,
+) -> int:
+    """Blocks of the KV cache, after what max_num_seqs sequences keep beside their blocks.
 
     Not more than max_num_seqs sequences of max_model_len tokens could use. Raises ValueError, saying what to change,
     if not even one sequence of max_model_len tokens fits.
     """
-    block_bytes = bytes_per_token * config.block_size
+    layouts = [layout for layout in layouts if layout is not None]
+    block_bytes = config.block_size * sum(layout.bytes_per_token(dtype) for layout in layouts)
+    fixed_bytes = config.max_num_seqs * sum(layout.bytes_per_sequence(dtype) for layout in layouts)
     needed = -(-max_model_len // config.block_size)
     budget = config.kv_cache_memory_bytes or _free_bytes(config, device)
-    num_blocks = min(budget // block_bytes, needed * config.max_num_seqs)
+    if fixed_bytes > budget:
+        raise ValueError(
+            f"the state of {config.max_num_seqs:,} sequences needs {fixed_bytes / 2**20:,.0f} MiB and there are "
+            f"{budget / 2**20:,.0f}: lower --max-num-seqs or raise --kv-cache-memory-bytes"
+        )
+    num_blocks = needed * config.max_num_seqs
+    if block_bytes:  # else blocks cost nothing: no layer keeps anything for a token
+        num_blocks = min((budget - fixed_bytes) // block_bytes, num_blocks)
     if num_blocks < needed:
         raise ValueError(
-            f"the KV cache has {budget / 2**20:,.0f} MiB, which is {num_blocks * config.block_size:,} tokens; one sequence of "
-            f"max_model_len {max_model_len:,} needs {needed * block_bytes / 2**20:,.0f} MiB: lower --max-model-len or raise "
-            "--kv-cache-memory-bytes"
+            f"the KV cache has {(budget - fixed_bytes) / 2**20:,.0f} MiB, which is {num_blocks * config.block_size:,} tokens; one "
+            f"sequence of max_model_len {max_model_len:,} needs {needed * block_bytes / 2**20:,.0f} MiB: lower --max-model-len or "
+            "raise --kv-cache-memory-bytes"
         )
     logger.info(
         "KV cache: %s blocks of %d tokens, %.0f MiB",
         f"{num_blocks:,}",
         config.block_size,
-        num_blocks * block_bytes / 2**20,
+        (num_blocks * block_bytes + fixed_bytes) / 2**20,
     )
     return num_blocks
 

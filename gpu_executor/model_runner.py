@@ -33,7 +33,9 @@ class ModelRunner:
         self.model, self.block_size = model, block_size
         self.device, self.dtype = model.device, model.dtype
         self.states = [
-            layout.allocate(num_blocks, block_size, dtype=model.dtype, device=model.device)
+            None
+            if layout is None
+            else layout.allocate(num_blocks, block_size, max_num_seqs, dtype=model.dtype, device=model.device)
             for layout in model.state_layouts
         ]
         self._tables = np.zeros((max_num_seqs, -(-max_model_len // block_size)), np.int32)
@@ -89,6 +91,7 @@ class ModelRunner:
                 query_start=self._tensor(query_start),
                 seq_lens=self._tensor(seq_lens),
                 block_table=self._tensor(self._tables[slots, :width]),
+                state_slots=self._tensor(slots),
                 slot_mapping=self._tensor(slot_mapping),
             ),
             last_rows,

@@ -41,8 +41,7 @@ def build_engine(config: ExecutorConfig, *, progress: bool = True) -> tuple[Engi
         max_model_len=config.max_model_len, progress=progress,
     )  # fmt: skip
     max_model_len = model.spec.max_model_len
-    bytes_per_token = sum(layout.bytes_per_token(dtype) for layout in model.state_layouts)
-    num_blocks = num_kv_blocks(config, bytes_per_token, max_model_len, device)
+    num_blocks = num_kv_blocks(config, model.state_layouts, dtype, max_model_len, device)
     runner = ModelRunner(
         model,
         num_blocks=num_blocks,

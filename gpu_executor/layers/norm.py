@@ -14,7 +14,7 @@ class RmsNorm:
 
     __slots__ = ("_eps", "weight")
 
-    def __init__(self, weight: torch.Tensor, eps: float) -> None:
+    def __init__(self, weight: torch.Tensor | None, eps: float) -> None:
         """weight (D)."""
         self.weight, self._eps = weight, eps
 
@@ -32,7 +32,7 @@ class LayerNorm:
 
     __slots__ = ("_eps", "bias", "weight")
 
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, eps: float) -> None:
+    def __init__(self, weight: torch.Tensor | None, bias: torch.Tensor | None, eps: float) -> None:
         """weight (D), bias (D)."""
         self.weight, self.bias, self._eps = weight, bias, eps
 
@@ -45,9 +45,27 @@ class LayerNorm:
         return add_layer_norm(x, residual, self.weight, self.bias, self._eps)
 
 
-NormLayer = RmsNorm | LayerNorm
+class LayerNormOfHeads:
+    """LayerNorm of each head, scaled by a weight of its own."""
+
+    __slots__ = ("_eps", "weight")
+
+    def __init__(self, weight: torch.Tensor, eps: float) -> None:
+        """weight (H, K)."""
+        self.weight, self._eps = weight, eps
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """x (T, H, K) -> (T, H, K)."""
+        return layer_norm(x, None, None, self._eps).mul_(self.weight)
 
 
-def make_norm(spec: Norm, weight: torch.Tensor, bias: torch.Tensor | None) -> NormLayer:
-    """The layer of a spec; weight (D), bias (D) or None."""
-    return RmsNorm(weight, spec.eps) if spec.kind == "rms" else LayerNorm(weight, bias, spec.eps)
+NormLayer = RmsNorm | LayerNorm | LayerNormOfHeads
+
+
+def make_norm(spec: Norm, weight: torch.Tensor | None, bias: torch.Tensor | None) -> NormLayer:
+    """The layer of a spec; weight (D), or (H, K) for a LayerNorm whose heads have weights of their own; bias (D) or None."""
+    if spec.kind == "rms":
+        return RmsNorm(weight, spec.eps)
+    if weight is not None and weight.dim() == 2:
+        return LayerNormOfHeads(weight, spec.eps)
+    return LayerNorm(weight, bias, spec.eps)

@@ -6,6 +6,7 @@ import torch
 
 from gpu_executor.batch import Batch
 from gpu_executor.layers.linear import Linear
+from gpu_executor.layers.norm import NormLayer
 from gpu_executor.mixers.state import KvCache, PagedKv
 from gpu_executor.models.spec import Attention
 from kernels.paged_attention import paged_attention
@@ -21,30 +22,39 @@ class AttentionMixer:
         qkv: Linear,
         o: Linear,
         *,
+        q_norm: NormLayer | None = None,
+        k_norm: NormLayer | None = None,
         cos_sin: torch.Tensor | None = None,
         alibi_slopes: torch.Tensor | None = None,
     ) -> None:
         """qkv ((H + 2G)K, D), o (D, HK), cos_sin (P, rope_dim) where heads rotate, alibi_slopes (H) float32."""
         self.qkv, self.o, self.cos_sin, self.alibi_slopes = qkv, o, cos_sin, alibi_slopes
         self.layout = PagedKv(spec.num_kv_heads, spec.head_dim, spec.window)
+        self._q_norm, self._k_norm, self._norms_whole = q_norm, k_norm, spec.qk_norm == "projection"
         self._heads = (spec.num_heads, spec.num_kv_heads, spec.num_kv_heads)
         self._num_heads = sum(self._heads)
-        self._head_dim, self._scale, self._window = spec.head_dim, spec.scale, spec.window
+        self._head_dim, self._clip = spec.head_dim, spec.clip
+        self._options = {
+            "scale": spec.scale, "window": spec.window, "softcap": spec.softcap, "causal": spec.causal,
+            "alibi_slopes": alibi_slopes,
+        }  # fmt: skip
 
     def __call__(self, x: torch.Tensor, batch: Batch, state: KvCache) -> torch.Tensor:
         """x (T, D) -> (T, D); writes the step's keys and values into the cache."""
         qkv = self.qkv(x).view(-1, self._num_heads, self._head_dim)  # (T, H + 2G, K)
         q, k, v = qkv.split(self._heads, 1)
+        if self._q_norm is not None:
+            q, k = self._normed(self._q_norm, q), self._normed(self._k_norm, k)
+        if self._clip is not None:
+            q, k, v = (t.clamp(-self._clip, self._clip) for t in (q, k, v))
         q = rope_kv_write(q, k, v, self.cos_sin, batch.positions, state.k, state.v, batch.slot_mapping)
         attended = paged_attention(
-            q,
-            state.k,
-            state.v,
-            batch.block_table,
-            batch.query_start,
-            batch.seq_lens,
-            scale=self._scale,
-            window=self._window,
-            alibi_slopes=self.alibi_slopes,
+            q, state.k, state.v, batch.block_table, batch.query_start, batch.seq_lens, **self._options
         )
         return self.o(attended.flatten(1))  # (T, HK) -> (T, D)
+
+    def _normed(self, norm: NormLayer, heads: torch.Tensor) -> torch.Tensor:
+        """heads (T, n, K) -> the same, normalized one by one or all together."""
+        if not self._norms_whole:
+            return norm(heads)
+        return norm(heads.flatten(1)).view(heads.shape)  # (T, nK) -> (T, n, K)

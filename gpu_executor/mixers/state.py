@@ -3,8 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Protocol
 
 import torch
+
+
+class State(Protocol):
+    """What one layer remembers of all sequences."""
+
+    @property
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """All of its memory."""
+
+
+class StateLayout(Protocol):
+    """How a layer's memory grows: with the tokens of a sequence, or with the number of sequences."""
+
+    def bytes_per_token(self, dtype: torch.dtype) -> int:
+        """Memory of one token in blocks; 0 if none is kept there."""
+
+    def bytes_per_sequence(self, dtype: torch.dtype) -> int:
+        """Memory of one sequence that runs, beside its blocks; 0 if there is none."""
+
+    def allocate(
+        self, num_blocks: int, block_size: int, num_slots: int, *, dtype: torch.dtype, device: torch.device
+    ) -> State:
+        """Memory with undefined content: whoever reads must not read what was never written."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -13,6 +37,10 @@ class KvCache:
 
     k: torch.Tensor  # (B, G, S, K)
     v: torch.Tensor  # (B, G, S, K)
+
+    @property
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        return self.k, self.v
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -24,10 +52,13 @@ class PagedKv:
     window: int | None = None  # older keys are never read
 
     def bytes_per_token(self, dtype: torch.dtype) -> int:
-        """Memory of one token."""
         return 2 * self.num_kv_heads * self.head_dim * dtype.itemsize
 
-    def allocate(self, num_blocks: int, block_size: int, *, dtype: torch.dtype, device: torch.device) -> KvCache:
-        """Blocks with undefined content: whoever reads must not read what was never written."""
+    def bytes_per_sequence(self, dtype: torch.dtype) -> int:
+        return 0
+
+    def allocate(
+        self, num_blocks: int, block_size: int, num_slots: int, *, dtype: torch.dtype, device: torch.device
+    ) -> KvCache:
         shape = (num_blocks, self.num_kv_heads, block_size, self.head_dim)
         return KvCache(torch.empty(shape, dtype=dtype, device=device), torch.empty(shape, dtype=dtype, device=device))

@@ -6,12 +6,10 @@ import torch
 
 from gpu_executor.batch import Batch
 from gpu_executor.layers.linear import Linear
-from gpu_executor.layers.mlp import GatedMlp, PlainMlp
-from gpu_executor.mixers.attention import AttentionMixer
-from gpu_executor.mixers.state import KvCache, PagedKv
-from gpu_executor.models.block import BLOCKS, Block, FeedForward
+from gpu_executor.mixers.state import State, StateLayout
+from gpu_executor.models.build import build_block
 from gpu_executor.models.rope import RopeTables
-from gpu_executor.models.spec import Alibi, Attention, Layer, Mlp, ModelSpec, Rope
+from gpu_executor.models.spec import ModelSpec
 from gpu_executor.models.weights import Weights
 from kernels.embedding import embedding
 
@@ -27,56 +25,61 @@ class Decoder:
         self.spec, self.weights, self.dtype, self.device = spec, weights, dtype, device
         decoder = spec.decoder
         tables = RopeTables(spec.max_model_len, device)
-        self.blocks = [_block(spec, index, weights, tables) for index in range(len(decoder.layers))]
+        self.blocks = [build_block(decoder, index, weights, tables) for index in range(len(decoder.layers))]
         self._embed, self._positions = weights.get("embed.weight"), weights.get("positions.weight")
+        # The scale is rounded to the number format, as the models' own code does.
+        self._embed_scale = torch.tensor(decoder.embed_scale, dtype=dtype).item()
+        self._embed_norm = weights.norm("embed_norm", decoder.norm) if decoder.norm.affine else None
+        self._project_in, self._project_out = weights.linear("project_in"), weights.linear("project_out")
         self._norm = weights.norm("norm", decoder.norm)
         head = self._embed if decoder.tied else weights.get("head.weight")
         self._head = Linear(head, weights.get("head.bias"))
+        self._masked_ids = torch.tensor(decoder.masked_ids, device=device) if decoder.masked_ids else None
+        self._starts = {skip.start for skip in decoder.skips}
+        self._skips = {skip.into: skip for skip in decoder.skips}
 
     @property
-    def state_layouts(self) -> tuple[PagedKv, ...]:
-        """What each layer keeps between steps."""
-        return tuple(block.mixer.layout for block in self.blocks)
+    def state_layouts(self) -> tuple[StateLayout | None, ...]:
+        """What each layer keeps between steps; None for a layer that keeps nothing."""
+        return tuple(None if block.mixer is None else block.mixer.layout for block in self.blocks)
 
-    def __call__(self, batch: Batch, states: list[KvCache]) -> torch.Tensor:
+    def __call__(self, batch: Batch, states: list[State | None]) -> torch.Tensor:
         """Hidden states (T, D) after the last norm; writes the step's keys and values into `states`, one per layer."""
-        x, residual = embedding(batch.token_ids, self._embed), None
-        if self._positions is not None:
-            x += embedding(batch.positions, self._positions)
-        for block, state in zip(self.blocks, states, strict=True):
+        x, residual = self._embedded(batch), None
+        saved: dict[int, torch.Tensor] = {}
+        for index, (block, state) in enumerate(zip(self.blocks, states, strict=True)):
+            if index in self._starts:
+                saved[index] = x.clone() if residual is None else x + residual
+            if index in self._skips:
+                skip = self._skips[index]
+                stream = x if residual is None else x + residual
+                x, residual = torch.lerp(stream, saved[skip.start], skip.weight), None
             x, residual = block(x, residual, batch, state)
         if residual is None:
-            return x if self._norm is None else self._norm(x)
-        return residual.add_(x) if self._norm is None else self._norm.add(x, residual)[0]
+            hidden = x if self._norm is None else self._norm(x)
+        else:
+            hidden = residual.add_(x) if self._norm is None else self._norm.add(x, residual)[0]
+        return hidden if self._project_out is None else self._project_out(hidden)
+
+    def _embedded(self, batch: Batch) -> torch.Tensor:
+        """(T, D): what the first block sees."""
+        x = embedding(batch.token_ids, self._embed)
+        if self._embed_scale != 1.0:
+            x *= self._embed_scale
+        if self._project_in is not None:
+            x = self._project_in(x)
+        if self._positions is not None:
+            x += embedding(batch.positions, self._positions)
+        return x if self._embed_norm is None else self._embed_norm(x)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """hidden (N, D) -> (N, V) float32, the caller's to change."""
-        return self._head(hidden).float()
-
-
-def _block(spec: ModelSpec, index: int, weights: Weights, tables: RopeTables) -> Block:
-    layer, name = spec.decoder.layers[index], f"layers.{index}"
-    norm1, norm2 = (weights.norm(f"{name}.{norm}", spec.decoder.norm) for norm in ("norm1", "norm2"))
-    return BLOCKS[layer.residual](_mixer(layer, name, weights, tables), _mlp(layer.mlp, name, weights), norm1, norm2)
-
-
-def _mixer(layer: Layer, name: str, weights: Weights, tables: RopeTables) -> AttentionMixer:
-    """The mixer of a layer's spec. Another kind of mixer joins as another case."""
-    match layer.mixer:
-        case Attention(positions=positions) as spec:
-            qkv, o = weights.linear(f"{name}.mixer.qkv"), weights.linear(f"{name}.mixer.o")
-            slopes = None
-            if isinstance(positions, Alibi):
-                slopes = torch.tensor(positions.slopes, dtype=torch.float32, device=qkv.weight.device)
-            cos_sin = tables(positions) if isinstance(positions, Rope) else None
-            return AttentionMixer(spec, qkv, o, cos_sin=cos_sin, alibi_slopes=slopes)
-
-
-def _mlp(spec: Mlp, name: str, weights: Weights) -> FeedForward:
-    """The feed-forward layer of a spec, gated if there is a gate matrix. Another kind joins as another case."""
-    match spec:
-        case Mlp():
-            gate_up, down = weights.linear(f"{name}.mlp.gate_up"), weights.linear(f"{name}.mlp.down")
-            if gate_up is not None:
-                return GatedMlp(spec.act, gate_up, down)
-            return PlainMlp(spec.act, weights.linear(f"{name}.mlp.up"), down)
+        decoder = self.spec.decoder
+        logits = self._head(hidden).float()
+        if decoder.logit_scale != 1.0:
+            logits *= decoder.logit_scale
+        if decoder.logit_softcap is not None:
+            logits = logits.div_(decoder.logit_softcap).tanh_().mul_(decoder.logit_softcap)
+        if self._masked_ids is not None:
+            logits[:, self._masked_ids] = -torch.inf
+        return logits

@@ -1,7 +1,7 @@
 """Owns the canonical tensor names: what each is for, how it is shared out among devices, and its shape under a spec.
 
 Every checkpoint's tensors end up under these names (see rules.py). Whatever works on weights, loading, sharding,
-adapters, quantization, reads this one table.
+adapters, quantization, reads these tables: one for the model, and one for each kind of mixer and feed-forward layer.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from __future__ import annotations
 import enum
 import re
 from collections.abc import Callable, Iterable
+from typing import Any
 
-from gpu_executor.models.spec import DecoderSpec, Layer, ModelSpec
+from gpu_executor.models.spec import Attention, DecoderSpec, Layer, Mamba, Mla, Mlp, ModelSpec, Moe
 
 
 class Role(enum.Enum):
@@ -25,88 +26,213 @@ class Role(enum.Enum):
 
 Shape = tuple[int, ...]
 
+
+def _embed(m: ModelSpec) -> int:
+    return m.decoder.embed_size or m.decoder.hidden_size
+
+
 # Outside layers: shape of the tensor under a model's spec.
 _MODEL_NAMES: dict[str, tuple[Role, Callable[[ModelSpec], Shape]]] = {
-    "embed.weight": (Role.VOCAB, lambda m: (m.vocab_size, m.decoder.hidden_size)),
+    "embed.weight": (Role.VOCAB, lambda m: (m.vocab_size, _embed(m))),
+    "embed_norm.weight": (Role.REPLICATED, lambda m: (m.decoder.hidden_size,)),
+    "embed_norm.bias": (Role.REPLICATED, lambda m: (m.decoder.hidden_size,)),
+    "project_in.weight": (Role.REPLICATED, lambda m: (m.decoder.hidden_size, _embed(m))),
     "positions.weight": (Role.REPLICATED, lambda m: (m.decoder.positions.num_positions, m.decoder.hidden_size)),
     "norm.weight": (Role.REPLICATED, lambda m: (m.decoder.hidden_size,)),
     "norm.bias": (Role.REPLICATED, lambda m: (m.decoder.hidden_size,)),
-    "head.weight": (Role.VOCAB, lambda m: (m.vocab_size, m.decoder.hidden_size)),
+    "project_out.weight": (Role.REPLICATED, lambda m: (_embed(m), m.decoder.hidden_size)),
+    "head.weight": (Role.VOCAB, lambda m: (m.vocab_size, _embed(m))),
     "head.bias": (Role.VOCAB, lambda m: (m.vocab_size,)),
 }
 
+# Below "layers.N.": norms around the branches.
+_NORM_NAMES = frozenset(
+    f"{norm}.{kind}"
+    for norm in ("norm1", "norm2", "post_norm1", "post_norm2", "shared_norm")
+    for kind in ("weight", "bias")
+)
 
-def _q(layer: Layer) -> int:
-    return layer.mixer.num_heads * layer.mixer.head_dim
+# Below "layers.N.mixer." and "layers.N.mlp.": shape under the part's spec and the hidden size, by the spec's type.
+_PartNames = dict[str, tuple[Role, Callable[[Any, int], Shape]]]
 
 
-def _kv(layer: Layer) -> int:
-    return layer.mixer.num_kv_heads * layer.mixer.head_dim
+def _qk_norm(m: Attention, num_heads: int) -> Shape:
+    return {"head": (m.head_dim,), "heads": (num_heads, m.head_dim), "projection": (num_heads * m.head_dim,)}[m.qk_norm]
 
 
-# Below "layers.N.": shape under the layer's spec and the hidden size.
-_LAYER_NAMES: dict[str, tuple[Role, Callable[[Layer, int], Shape]]] = {
-    "norm1.weight": (Role.REPLICATED, lambda _, d: (d,)),
-    "norm1.bias": (Role.REPLICATED, lambda _, d: (d,)),
-    "mixer.q.weight": (Role.COLUMN, lambda layer, d: (_q(layer), d)),
-    "mixer.q.bias": (Role.COLUMN, lambda layer, _: (_q(layer),)),
-    "mixer.k.weight": (Role.COLUMN, lambda layer, d: (_kv(layer), d)),
-    "mixer.k.bias": (Role.COLUMN, lambda layer, _: (_kv(layer),)),
-    "mixer.v.weight": (Role.COLUMN, lambda layer, d: (_kv(layer), d)),
-    "mixer.v.bias": (Role.COLUMN, lambda layer, _: (_kv(layer),)),
-    "mixer.o.weight": (Role.ROW, lambda layer, d: (d, _q(layer))),
-    "mixer.o.bias": (Role.REPLICATED, lambda _, d: (d,)),
-    "norm2.weight": (Role.REPLICATED, lambda _, d: (d,)),
-    "norm2.bias": (Role.REPLICATED, lambda _, d: (d,)),
-    "mlp.gate.weight": (Role.COLUMN, lambda layer, d: (layer.mlp.size, d)),
-    "mlp.gate.bias": (Role.COLUMN, lambda layer, _: (layer.mlp.size,)),
-    "mlp.up.weight": (Role.COLUMN, lambda layer, d: (layer.mlp.size, d)),
-    "mlp.up.bias": (Role.COLUMN, lambda layer, _: (layer.mlp.size,)),
-    "mlp.down.weight": (Role.ROW, lambda layer, d: (d, layer.mlp.size)),
-    "mlp.down.bias": (Role.REPLICATED, lambda _, d: (d,)),
+_ATTENTION: _PartNames = {
+    "q.weight": (Role.COLUMN, lambda m, d: (m.num_heads * m.head_dim, d)),
+    "q.bias": (Role.COLUMN, lambda m, _: (m.num_heads * m.head_dim,)),
+    "k.weight": (Role.COLUMN, lambda m, d: (m.num_kv_heads * m.head_dim, d)),
+    "k.bias": (Role.COLUMN, lambda m, _: (m.num_kv_heads * m.head_dim,)),
+    "v.weight": (Role.COLUMN, lambda m, d: (m.num_kv_heads * m.head_dim, d)),
+    "v.bias": (Role.COLUMN, lambda m, _: (m.num_kv_heads * m.head_dim,)),
+    "q_norm.weight": (Role.PER_HEAD, lambda m, _: _qk_norm(m, m.num_heads)),
+    "q_norm.bias": (Role.PER_HEAD, lambda m, _: _qk_norm(m, m.num_heads)),
+    "k_norm.weight": (Role.PER_HEAD, lambda m, _: _qk_norm(m, m.num_kv_heads)),
+    "k_norm.bias": (Role.PER_HEAD, lambda m, _: _qk_norm(m, m.num_kv_heads)),
+    "o.weight": (Role.ROW, lambda m, d: (d, m.num_heads * m.head_dim)),
+    "o.bias": (Role.REPLICATED, lambda _, d: (d,)),
 }
 
-# What every decoder has; a family adds what else its checkpoints hold.
-_REQUIRED_IN_LAYER = (
-    "norm1.weight", "mixer.q.weight", "mixer.k.weight", "mixer.v.weight", "mixer.o.weight", "mlp.up.weight",
-    "mlp.down.weight",
-)  # fmt: skip
+_MLA: _PartNames = {
+    "q.weight": (Role.COLUMN, lambda m, d: (m.num_heads * (m.nope_dim + m.rope.dim), d)),
+    "q_a.weight": (Role.REPLICATED, lambda m, d: (m.q_rank, d)),
+    "q_a.bias": (Role.REPLICATED, lambda m, _: (m.q_rank,)),
+    "q_norm.weight": (Role.REPLICATED, lambda m, _: (m.q_rank,)),
+    "q_b.weight": (Role.COLUMN, lambda m, _: (m.num_heads * (m.nope_dim + m.rope.dim), m.q_rank)),
+    "kv_a.weight": (Role.REPLICATED, lambda m, d: (m.kv_rank + m.rope.dim, d)),
+    "kv_a.bias": (Role.REPLICATED, lambda m, _: (m.kv_rank + m.rope.dim,)),
+    "kv_norm.weight": (Role.REPLICATED, lambda m, _: (m.kv_rank,)),
+    "kv_b.weight": (Role.COLUMN, lambda m, _: (m.num_heads * (m.nope_dim + m.v_dim), m.kv_rank)),
+    "o.weight": (Role.ROW, lambda m, d: (d, m.num_heads * m.v_dim)),
+    "o.bias": (Role.REPLICATED, lambda _, d: (d,)),
+}
+
+_MAMBA: _PartNames = {
+    "in_proj.weight": (Role.COLUMN, lambda m, d: (2 * m.inner_size, d)),
+    "in_proj.bias": (Role.COLUMN, lambda m, _: (2 * m.inner_size,)),
+    "conv.weight": (Role.COLUMN, lambda m, _: (m.inner_size, m.conv_size)),
+    "conv.bias": (Role.COLUMN, lambda m, _: (m.inner_size,)),
+    "x_proj.weight": (Role.ROW, lambda m, _: (m.dt_rank + 2 * m.state_size, m.inner_size)),
+    "dt_norm.weight": (Role.REPLICATED, lambda m, _: (m.dt_rank,)),
+    "b_norm.weight": (Role.REPLICATED, lambda m, _: (m.state_size,)),
+    "c_norm.weight": (Role.REPLICATED, lambda m, _: (m.state_size,)),
+    "dt_proj.weight": (Role.COLUMN, lambda m, _: (m.inner_size, m.dt_rank)),
+    "dt_proj.bias": (Role.COLUMN, lambda m, _: (m.inner_size,)),
+    "a": (Role.COLUMN, lambda m, _: (m.inner_size, m.state_size)),  # the matrix A itself, negative
+    "d": (Role.COLUMN, lambda m, _: (m.inner_size,)),
+    "out_proj.weight": (Role.ROW, lambda m, d: (d, m.inner_size)),
+    "out_proj.bias": (Role.REPLICATED, lambda _, d: (d,)),
+}
+
+
+def _mlp_names(prefix: str, size: Callable[[Any], int]) -> _PartNames:
+    """A feed-forward layer of size(spec) below a prefix."""
+    return {
+        f"{prefix}gate.weight": (Role.COLUMN, lambda m, d: (size(m), d)),
+        f"{prefix}gate.bias": (Role.COLUMN, lambda m, _: (size(m),)),
+        f"{prefix}up.weight": (Role.COLUMN, lambda m, d: (size(m), d)),
+        f"{prefix}up.bias": (Role.COLUMN, lambda m, _: (size(m),)),
+        f"{prefix}down.weight": (Role.ROW, lambda m, d: (d, size(m))),
+        f"{prefix}down.bias": (Role.REPLICATED, lambda _, d: (d,)),
+    }
+
+
+_MOE: _PartNames = {
+    "router.weight": (Role.REPLICATED, lambda m, d: (m.num_experts, d)),
+    "router.score_bias": (Role.REPLICATED, lambda m, _: (m.num_experts,)),  # for the choice alone, not for the weights
+    **_mlp_names("shared.", lambda m: m.shared_size),
+    "shared_gate.weight": (Role.REPLICATED, lambda _, d: (1, d)),
+}
+# Of each expert, below "experts.N.".
+_EXPERT: _PartNames = {
+    name: entry for name, entry in _mlp_names("", lambda m: m.size).items() if name.endswith(".weight")
+}
+
+_PARTS: dict[type, _PartNames] = {
+    Attention: _ATTENTION,
+    Mla: _MLA,
+    Mamba: _MAMBA,
+    Mlp: _mlp_names("", lambda m: m.size),
+    Moe: _MOE,
+}
 
 _EVERY_LAYER = "layers.*."
 
 
 def every_layer(*names: str) -> tuple[str, ...]:
-    """Names for `required` that stand for a tensor of each layer, such as "mixer.q.bias"."""
+    """Names for `required` that stand for a tensor of each layer that can have it, such as "mixer.q.bias"."""
     return tuple(_EVERY_LAYER + name for name in names)
 
 
 def find(name: str, model: ModelSpec) -> tuple[Role, Shape] | None:
     """Role and shape of a canonical name, or None if the model can have no such tensor."""
     if name in _MODEL_NAMES:
-        if name == "positions.weight" and model.decoder.positions is None:
+        decoder = model.decoder
+        if (name == "positions.weight" and decoder.positions is None) or (
+            name.startswith("project_") and decoder.embed_size is None
+        ):
             return None
         role, shape = _MODEL_NAMES[name]
         return role, shape(model)
     match = re.fullmatch(r"layers\.(\d+)\.(.+)", name)
-    if match is None or match[2] not in _LAYER_NAMES or int(match[1]) >= len(model.decoder.layers):
+    if match is None or int(match[1]) >= len(model.decoder.layers):
         return None
-    role, layer_shape = _LAYER_NAMES[match[2]]
-    return role, layer_shape(model.decoder.layers[int(match[1])], model.decoder.hidden_size)
+    return _find_in_layer(match[2], model.decoder.layers[int(match[1])], model.decoder.hidden_size)
+
+
+def _find_in_layer(name: str, layer: Layer, hidden_size: int) -> tuple[Role, Shape] | None:
+    if name in _NORM_NAMES:
+        return Role.REPLICATED, (hidden_size,)
+    part, _, rest = name.partition(".")
+    spec = {"mixer": layer.mixer, "mlp": layer.mlp}.get(part)
+    names = _PARTS.get(type(spec), {})
+    if isinstance(spec, Moe) and (expert := re.fullmatch(r"experts\.(\d+)\.(.+)", rest)):
+        names, rest = (_EXPERT if int(expert[1]) < spec.num_experts else {}), expert[2]
+    if rest not in names:
+        return None
+    role, shape_of = names[rest]
+    if (rest.startswith(("q_norm", "k_norm")) and isinstance(spec, Attention) and spec.qk_norm is None) or (
+        rest.startswith("shared") and spec.shared_size is None
+    ):
+        return None
+    shape = shape_of(spec, hidden_size)
+    return None if None in shape else (role, shape)
 
 
 def required(decoder: DecoderSpec, extras: Iterable[str] = ()) -> list[str]:
-    """Names of the tensors that must be there: what every decoder has, and a family's extras (see every_layer)."""
+    """Names of the tensors that must be there: what the spec alone says, and a family's extras (see every_layer)."""
     extras = tuple(extras)
     names = ["embed.weight"]
     if decoder.positions is not None:
         names.append("positions.weight")
-    if decoder.layers[-1].residual != "post_norm":  # which has normed already
+    if decoder.embed_size is not None:
+        names += ["project_in.weight", "project_out.weight"]
+    if decoder.norm.affine and decoder.layers[-1].residual != "post_norm":  # which has normed already
         names.append("norm.weight")
     if not decoder.tied:
         names.append("head.weight")
     names += [extra for extra in extras if not extra.startswith(_EVERY_LAYER)]
     in_layers = [extra.removeprefix(_EVERY_LAYER) for extra in extras if extra.startswith(_EVERY_LAYER)]
     for index, layer in enumerate(decoder.layers):
-        second_norm = [] if layer.residual == "parallel" else ["norm2.weight"]  # one norm may feed both branches
-        names += [f"layers.{index}.{name}" for name in (*_REQUIRED_IN_LAYER, *second_norm, *in_layers)]
+        wanted = dict.fromkeys(_required_in_layer(layer, decoder.norm.affine))
+        wanted |= dict.fromkeys(n for n in in_layers if _find_in_layer(n, layer, decoder.hidden_size) is not None)
+        names += [f"layers.{index}.{name}" for name in wanted]
     return names
+
+
+def _required_in_layer(layer: Layer, affine: bool) -> list[str]:
+    names = ["norm1.weight"] if affine and layer.mixer is not None else []
+    if affine and layer.mlp is not None and layer.residual != "parallel":  # where one norm may feed both branches
+        names.append("norm2.weight")
+    names += [f"mixer.{name}" for name in _required_of_mixer(layer.mixer)]
+    return names + [f"mlp.{name}" for name in _required_of_mlp(layer.mlp)]
+
+
+def _required_of_mixer(mixer: Attention | Mla | Mamba | None) -> tuple[str, ...]:
+    match mixer:
+        case Attention():
+            norms = () if mixer.qk_norm is None else ("q_norm.weight", "k_norm.weight")
+            return ("q.weight", "k.weight", "v.weight", "o.weight", *norms)
+        case Mla():
+            queries = ("q.weight",) if mixer.q_rank is None else ("q_a.weight", "q_norm.weight", "q_b.weight")
+            return (*queries, "kv_a.weight", "kv_norm.weight", "kv_b.weight", "o.weight")
+        case Mamba():
+            norms = ("dt_norm", "b_norm", "c_norm") if mixer.norm is not None and mixer.norm.affine else ()
+            matrices = ("in_proj", "conv", "x_proj", *norms, "dt_proj", "out_proj")
+            return (*(f"{name}.weight" for name in matrices), "dt_proj.bias", "a", "d")
+        case None:
+            return ()
+
+
+def _required_of_mlp(mlp: Mlp | Moe | None) -> tuple[str, ...]:
+    match mlp:
+        case Mlp():
+            return ("up.weight", "down.weight")
+        case Moe():
+            experts = [f"experts.{e}.{part}.weight" for e in range(mlp.num_experts) for part in ("gate", "up", "down")]
+            shared = () if mlp.shared_size is None else ("shared.gate.weight", "shared.up.weight", "shared.down.weight")
+            return ("router.weight", *experts, *shared)
+        case None:
+            return ()

@@ -64,12 +64,14 @@ def split_qkv(
     *,
     layout: Literal["stacked", "grouped"] = "stacked",
     transposed: bool = False,
+    neighbours: int = 0,
     optional: bool = False,
 ) -> Rule:
     """A fused projection of queries, keys and values, or its bias; `{}` in the target stands for q, k and v.
 
     stacked: all queries, all keys, all values: rows HK + GK + GK. grouped: for each kv head its H/G query heads, its key
-    head, its value head; with one query head each, this is [q, k, v] per head.
+    head, its value head; with one query head each, this is [q, k, v] per head. `neighbours`: as many dimensions of each
+    head rotate in pairs (2i, 2i + 1), see permute_rope.
     """
     heads, groups, head_dim = attention.num_heads, attention.num_kv_heads, attention.head_dim
     per_group = heads // groups
@@ -82,9 +84,13 @@ def split_qkv(
                 f"its {len(rows)} outputs are not those of {heads} query and {groups} kv heads of {head_dim}"
             )
         if layout == "stacked":
-            return rows.split((heads * head_dim, groups * head_dim, groups * head_dim))
-        grouped = rows.unflatten(0, (groups, per_group + 2, head_dim))  # (G, H/G + 2, K, ...)
-        return tuple(part.flatten(0, 2) for part in grouped.split((per_group, 1, 1), 1))
+            q, k, v = rows.split((heads * head_dim, groups * head_dim, groups * head_dim))
+        else:
+            grouped = rows.unflatten(0, (groups, per_group + 2, head_dim))  # (G, H/G + 2, K, ...)
+            q, k, v = (part.flatten(0, 2) for part in grouped.split((per_group, 1, 1), 1))
+        if neighbours:
+            q, k = (pairs_to_halves(part, head_dim, neighbours) for part in (q, k))
+        return q, k, v
 
     split.__name__ = f"split_{layout}"
     return Rule(pattern, tuple(target.format(part) for part in "qkv"), split, optional)
@@ -112,20 +118,67 @@ def fold_unit_offset(pattern: str, target: str, *, optional: bool = False) -> Ru
 
 
 def permute_rope(
-    pattern: str, target: str, *, num_heads: int, head_dim: int, rope_dim: int, optional: bool = False
+    pattern: str,
+    target: str,
+    *,
+    head_dim: int,
+    rope_dim: int,
+    start: int = 0,
+    rows_are_heads: bool = False,
+    optional: bool = False,
 ) -> Rule:
     """A projection (or bias, or norm per head) of heads that rotate neighbours (2i, 2i + 1), for (i, i + rope_dim / 2).
 
-    The same permutation of queries and keys leaves their products as they are.
+    The rotating dimensions of a head begin at `start`; `rows_are_heads` where the tensor is (H, K). The same permutation
+    of queries and keys leaves their products as they are.
     """
-    order = torch.cat((torch.arange(0, rope_dim, 2), torch.arange(1, rope_dim, 2), torch.arange(rope_dim, head_dim)))
 
-    def pairs_to_halves(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        if len(tensor) != num_heads * head_dim:
-            raise CheckpointError(f"its {len(tensor)} outputs are not those of {num_heads} heads of {head_dim}")
-        return (tensor.unflatten(0, (num_heads, head_dim))[:, order].flatten(0, 1),)
+    def permute_pairs(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        flat = tensor.flatten() if rows_are_heads else tensor
+        return (pairs_to_halves(flat, head_dim, rope_dim, start).view(tensor.shape),)
 
-    return Rule(pattern, (target,), pairs_to_halves, optional)
+    return Rule(pattern, (target,), permute_pairs, optional)
+
+
+def pairs_to_halves(tensor: torch.Tensor, head_dim: int, rope_dim: int, start: int = 0) -> torch.Tensor:
+    """(n head_dim, ...) -> the same with the pairs of each head's rotating dimensions (2i, 2i + 1) at (i, i + rope_dim / 2)."""
+    end = start + rope_dim
+    order = torch.cat(
+        (
+            torch.arange(start),
+            torch.arange(start, end, 2),
+            torch.arange(start + 1, end, 2),
+            torch.arange(end, head_dim),
+        )
+    )
+    if len(tensor) % head_dim:
+        raise CheckpointError(f"its {len(tensor)} outputs are not those of heads of {head_dim}")
+    return tensor.unflatten(0, (-1, head_dim))[:, order].flatten(0, 1)
+
+
+def split_experts(pattern: str, targets: tuple[str, ...], num_experts: int, part: Reshape) -> Rule:
+    """One tensor for all experts; `part` makes the targets of one expert from its slice, and `{}` stands for its number."""
+
+    def per_expert(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        if len(tensor) % num_experts:
+            raise CheckpointError(f"its {len(tensor)} rows are not those of {num_experts} experts")
+        slices = tensor if tensor.dim() == 3 else tensor.unflatten(0, (num_experts, -1))
+        return tuple(tensor for expert in slices for tensor in part(expert))
+
+    names = tuple(target.format(expert) for expert in range(num_experts) for target in targets)
+    return Rule(pattern, names, per_expert)
+
+
+def change(
+    pattern: str, target: str, function: Callable[[torch.Tensor], torch.Tensor], *, optional: bool = False
+) -> Rule:
+    """Any other change of a tensor on its way, by a function whose name says what it does."""
+
+    def changed(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return (function(tensor),)
+
+    changed.__name__ = function.__name__
+    return Rule(pattern, (target,), changed, optional)
 
 
 def _outputs_first(tensor: torch.Tensor) -> torch.Tensor:

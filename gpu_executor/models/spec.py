@@ -14,10 +14,11 @@ from typing import Literal
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Norm:
-    """RMSNorm or LayerNorm."""
+    """RMSNorm or LayerNorm; one that is not affine has neither weight nor bias."""
 
     kind: Literal["rms", "layer"] = "rms"
     eps: float = 1e-6
+    affine: bool = True
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -85,7 +86,11 @@ class Learned:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Attention:
-    """Softmax attention over a paged KV cache, in groups of num_heads / num_kv_heads query heads per kv head."""
+    """Softmax attention over a paged KV cache, in groups of num_heads / num_kv_heads query heads per kv head.
+
+    `qk_norm` normalizes queries and keys before they rotate: each head with one weight (K) for all of them ("head") or
+    with one of its own (H, K) ("heads"), or all heads together ("projection").
+    """
 
     num_heads: int
     num_kv_heads: int
@@ -93,6 +98,39 @@ class Attention:
     scale: float
     positions: Rope | Alibi | None = None
     window: int | None = None  # keys that a query sees, itself included
+    softcap: float | None = None  # scores s become softcap * tanh(s / softcap)
+    qk_norm: Literal["head", "heads", "projection"] | None = None
+    clip: float | None = None  # queries, keys and values are clamped to [-clip, clip]
+    causal: bool = True
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Mla:
+    """Multi-head latent attention (DeepSeek-V2, 2024): keys and values of all heads come from one latent vector.
+
+    A head's query and key are nope_dim numbers without position, and rope.dim that rotate; the rotating part of the
+    key is one for all heads. The cache holds the latent (kv_rank) and that part.
+    """
+
+    num_heads: int
+    nope_dim: int
+    v_dim: int
+    kv_rank: int
+    q_rank: int | None  # None: queries are projected from the hidden state directly
+    rope: Rope
+    scale: float
+    norm: Norm  # of the two latents
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Mamba:
+    """Selective state space (Gu and Dao, 2023): a causal convolution, then a scan with input-dependent steps."""
+
+    inner_size: int
+    state_size: int
+    conv_size: int
+    dt_rank: int
+    norm: Norm | None = None  # of the step, B and C, where there is one
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -103,18 +141,50 @@ class Mlp:
     act: str = "silu"
 
 
-Mixer = Attention  # another mixer joins as a union, with a class in mixers/
-FeedForward = Mlp  # likewise, with a class in layers/
-Residual = Literal["sequential", "parallel", "post_norm"]
+@dataclasses.dataclass(frozen=True, slots=True)
+class Moe:
+    """A router that sends each token to top_k of num_experts gated MLPs of `size`; shared_size is one that all pass.
+
+    Scores (kernels/moe_routing): softmax or sigmoid over all experts, softmax over the chosen ones, or sparse mixer.
+    With several groups only experts of the topk_groups best ones can be chosen.
+    """
+
+    num_experts: int
+    top_k: int
+    size: int
+    act: str = "silu"
+    score: Literal["softmax", "sigmoid", "softmax_topk", "sparse_mixer"] = "softmax"
+    renormalize: bool = True  # the chosen experts' weights sum up to `scale`
+    scale: float = 1.0
+    num_groups: int = 1
+    topk_groups: int = 1
+    group_score: Literal["max", "top2"] = "max"
+    shared_size: int | None = None
+    jitter: float = 0.0  # of the sparse mixer
+
+
+Mixer = Attention | Mla | Mamba
+FeedForward = Mlp | Moe
+Residual = Literal["sequential", "parallel", "post_norm", "branch_norm", "normed", "experts_beside"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Layer:
-    """A mixer and a feed-forward layer around one residual stream; models/block.py draws the three forms."""
+    """A mixer and a feed-forward layer around one residual stream; models/block.py draws the forms. Either may be absent."""
 
-    mixer: Mixer
-    mlp: FeedForward
+    mixer: Mixer | None
+    mlp: FeedForward | None
     residual: Residual = "sequential"
+    residual_scale: float = 1.0  # of what a branch adds to the stream
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Skip:
+    """Before layer `into`, the stream becomes weight * (what it was before layer `start`) + (1 - weight) * itself."""
+
+    start: int
+    into: int
+    weight: float
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -126,6 +196,12 @@ class DecoderSpec:
     hidden_size: int
     positions: Learned | None = None
     tied: bool = False  # the head is the embedding
+    embed_size: int | None = None  # of an embedding that is projected to hidden_size, and back before the head
+    embed_scale: float = 1.0
+    logit_scale: float = 1.0
+    logit_softcap: float | None = None
+    masked_ids: tuple[int, ...] = ()  # entries of the vocabulary that are never generated
+    skips: tuple[Skip, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

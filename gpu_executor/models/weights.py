@@ -11,12 +11,14 @@ import torch
 from gpu_executor.layers.linear import Linear
 from gpu_executor.layers.norm import NormLayer, make_norm
 from gpu_executor.models.names import find
-from gpu_executor.models.spec import ModelSpec, Norm
+from gpu_executor.models.spec import ModelSpec, Moe, Norm
 
 # Canonical tensors of one layer that lie one after the other in one tensor, so that one product serves them all.
 _FUSED = {
     "mixer.qkv": ("mixer.q", "mixer.k", "mixer.v"),
+    "mixer.qkv_a": ("mixer.q_a", "mixer.kv_a"),
     "mlp.gate_up": ("mlp.gate", "mlp.up"),
+    "mlp.shared.gate_up": ("mlp.shared.gate", "mlp.shared.up"),
 }
 
 _HUGE_PAGE_BYTES = 1 << 21
@@ -34,7 +36,9 @@ class Weights:
         self.slots: dict[str, torch.Tensor] = {}
         self._fused: dict[str, torch.Tensor] = {}
         names = dict.fromkeys(names)
-        for index in range(len(spec.decoder.layers)):
+        for index, layer in enumerate(spec.decoder.layers):
+            if isinstance(layer.mlp, Moe):
+                self._allocate_experts(f"layers.{index}.mlp.experts", layer.mlp.num_experts)
             for group, parts in _FUSED.items():
                 if all(f"layers.{index}.{part}.weight" in names for part in parts):
                     for kind in ("weight", "bias"):
@@ -56,6 +60,16 @@ class Weights:
             else:
                 view.zero_()
         return whole
+
+    def _allocate_experts(self, name: str, num_experts: int) -> None:
+        """All experts' matrices in two tensors, (E, 2F, D) and (E, D, F), which one grouped product reads."""
+        size, hidden_size = self._shape(f"{name}.0.gate.weight")
+        gate_up = self._fused[f"{name}.gate_up.weight"] = self._empty((num_experts, 2 * size, hidden_size))
+        down = self._fused[f"{name}.down.weight"] = self._empty((num_experts, hidden_size, size))
+        for expert in range(num_experts):
+            parts = (*gate_up[expert].chunk(2), down[expert])
+            for part, view in zip(("gate", "up", "down"), parts, strict=True):
+                self.slots[f"{name}.{expert}.{part}.weight"] = view
 
     def _shape(self, name: str) -> tuple[int, ...]:
         found = find(name, self._spec)
@@ -82,6 +96,8 @@ class Weights:
         return None if weight is None else Linear(weight, self.get(f"{name}.bias"))
 
     def norm(self, name: str, spec: Norm) -> NormLayer | None:
-        """The norm layer of this name; None if there is none."""
+        """The norm layer of this name; None if there is none. One that is not affine needs no tensors."""
         weight = self.get(f"{name}.weight")
-        return None if weight is None else make_norm(spec, weight, self.get(f"{name}.bias"))
+        if weight is None and spec.affine:
+            return None
+        return make_norm(spec, weight, self.get(f"{name}.bias"))

@@ -9,8 +9,10 @@ from kernels.rms_norm import cpu, reference
 __all__ = ["add_rms_norm", "rms_norm"]
 
 
-def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    """x (..., D), weight (D) -> (..., D)."""
+def rms_norm(x: torch.Tensor, weight: torch.Tensor | None, eps: float) -> torch.Tensor:
+    """x (..., D), weight (D) or None for ones -> (..., D)."""
+    if weight is None:
+        return reference.rms_norm(x, None, eps)
     if weight.dim() != 1 or weight.shape[0] != x.shape[-1]:
         raise ValueError(f"rms_norm takes a weight ({x.shape[-1]},), got {tuple(weight.shape)}")
     if x.is_cpu:
@@ -19,9 +21,11 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
 
 
 def add_rms_norm(
-    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor | None, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """x, residual (..., D), weight (D) -> (rms_norm(x + residual), residual). Residual is overwritten with the sum."""
+    """x, residual (..., D), weight (D) or None -> (rms_norm(x + residual), residual). Residual is overwritten with the sum."""
+    if weight is None:
+        return reference.add_rms_norm(x, residual, None, eps)
     if weight.shape[0] != x.shape[-1] or x.shape != residual.shape or x.dtype != residual.dtype:
         raise ValueError(
             f"add_rms_norm takes x and a residual of its shape and dtype and a weight ({x.shape[-1]},), got "

@@ -10,6 +10,8 @@ import torch
 from gpu_executor.batch import Batch
 from gpu_executor.models.decoder import Decoder
 
+_NUM_SLOTS = 8
+
 
 class PagedSequences:
     """Sequences by key, each with its own blocks and the number of its tokens that are in the cache."""
@@ -17,16 +19,16 @@ class PagedSequences:
     def __init__(self, model: Decoder, *, num_blocks: int = 64, block_size: int = 4, seed: int = 0) -> None:
         self._model, self._block_size = model, block_size
         self._states = [
-            layout.allocate(num_blocks, block_size, dtype=model.dtype, device=model.device)
+            layout and layout.allocate(num_blocks, block_size, _NUM_SLOTS, dtype=model.dtype, device=model.device)
             for layout in model.state_layouts
         ]
-        for state in self._states:
-            state.k.fill_(torch.nan)
-            state.v.fill_(torch.nan)
+        for tensor in (tensor for state in self._states if state is not None for tensor in state.tensors):
+            tensor.fill_(torch.nan)
         self._free = list(range(num_blocks))
         random.Random(seed).shuffle(self._free)
         self._blocks: dict[str, list[int]] = {}
         self._num_computed: dict[str, int] = {}
+        self._slots: dict[str, int] = {}
 
     @torch.inference_mode()
     def step(self, parts: Mapping[str, Sequence[int]]) -> dict[str, torch.Tensor]:
@@ -46,6 +48,7 @@ class PagedSequences:
             lengths.append(first + len(ids))
             self._num_computed[key] = first + len(ids)
         width = max(len(self._blocks[key]) for key in parts)
+        state_slots = [self._slots.setdefault(key, _NUM_SLOTS - 1 - len(self._slots)) for key in parts]
         table = [self._blocks[key] + [0] * (width - len(self._blocks[key])) for key in parts]
         batch = Batch(
             token_ids=torch.tensor(token_ids),
@@ -53,6 +56,7 @@ class PagedSequences:
             query_start=torch.tensor(starts, dtype=torch.int32),
             seq_lens=torch.tensor(lengths, dtype=torch.int32),
             block_table=torch.tensor(table, dtype=torch.int32),
+            state_slots=torch.tensor(state_slots),
             slot_mapping=torch.tensor(slots),
         )
         logits = self._model.logits(self._model(batch, self._states))

@@ -109,7 +109,7 @@ def test_split_gate_up() -> None:
     [
         (split_qkv("w", "{}", ATTENTION), "its 7 outputs are not those of 6 query and 2 kv heads of 4"),
         (split_gate_up("w", "{}"), "its 7 outputs are not two halves"),
-        (permute_rope("w", "x", num_heads=2, head_dim=4, rope_dim=4), "its 7 outputs are not those of 2 heads of 4"),
+        (permute_rope("w", "x", head_dim=4, rope_dim=4), "its 7 outputs are not those of heads of 4"),
     ],
     ids=["qkv", "gate-up", "rope"],
 )
@@ -141,7 +141,7 @@ def test_permuted_heads_attend_as_heads_that_rotate_neighbours_do(rope_dim: int)
     def heads(weight: torch.Tensor) -> torch.Tensor:
         return (x @ weight.T).view(num_tokens, num_heads, head_dim)
 
-    rule = permute_rope("w", "x", num_heads=num_heads, head_dim=head_dim, rope_dim=rope_dim)
+    rule = permute_rope("w", "x", head_dim=head_dim, rope_dim=rope_dim)
     want = torch.einsum("thk,shk->hts", rotate_neighbours(heads(q_weight)), rotate_neighbours(heads(k_weight)))
     q, k = (rotate(heads(apply(rule, weight)[0]), cos_sin, positions) for weight in (q_weight, k_weight))
     torch.testing.assert_close(torch.einsum("thk,shk->hts", q, k), want, rtol=1e-5, atol=1e-4)

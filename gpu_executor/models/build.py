@@ -1,0 +1,82 @@
+"""Owns the way from a layer's spec to the block that computes it: which class stands for which part, with which weights."""
+
+from __future__ import annotations
+
+import torch
+
+from gpu_executor.layers.mlp import GatedMlp, PlainMlp
+from gpu_executor.layers.moe import MoeMlp
+from gpu_executor.mixers.attention import AttentionMixer
+from gpu_executor.models.block import BLOCKS, Block, FeedForward, Parts
+from gpu_executor.models.rope import RopeTables
+from gpu_executor.models.spec import Alibi, Attention, DecoderSpec, Mixer, Mlp, Moe, Norm, Rope
+from gpu_executor.models.spec import FeedForward as FeedForwardSpec
+from gpu_executor.models.weights import Weights
+
+
+def build_block(decoder: DecoderSpec, index: int, weights: Weights, tables: RopeTables) -> Block:
+    """The block of a layer."""
+    layer, name = decoder.layers[index], f"layers.{index}"
+    parts = Parts(
+        mixer=_mixer(layer.mixer, f"{name}.mixer", decoder.norm, weights, tables),
+        mlp=_mlp(layer.mlp, f"{name}.mlp", weights),
+        norm1=weights.norm(f"{name}.norm1", decoder.norm),
+        # A norm that has no tensors is there in every form but the one that can do without.
+        norm2=None
+        if layer.residual == "parallel" and not decoder.norm.affine
+        else weights.norm(f"{name}.norm2", decoder.norm),
+        post_norm1=weights.norm(f"{name}.post_norm1", decoder.norm) if decoder.norm.affine else None,
+        post_norm2=weights.norm(f"{name}.post_norm2", decoder.norm) if decoder.norm.affine else None,
+        shared_norm=weights.norm(f"{name}.shared_norm", decoder.norm),
+        residual_scale=layer.residual_scale,
+    )
+    return BLOCKS[layer.residual](parts)
+
+
+def _mixer(spec: Mixer | None, name: str, norm: Norm, weights: Weights, tables: RopeTables) -> AttentionMixer | None:
+    """The mixer of a spec. Another kind of mixer joins as another case."""
+    match spec:
+        case None:
+            return None
+        case Attention(positions=positions):
+            qkv, o = weights.linear(f"{name}.qkv"), weights.linear(f"{name}.o")
+            slopes = None
+            if isinstance(positions, Alibi):
+                slopes = torch.tensor(positions.slopes, dtype=torch.float32, device=weights.device)
+            return AttentionMixer(
+                spec,
+                qkv,
+                o,
+                q_norm=weights.norm(f"{name}.q_norm", norm) if spec.qk_norm else None,
+                k_norm=weights.norm(f"{name}.k_norm", norm) if spec.qk_norm else None,
+                cos_sin=tables(positions) if isinstance(positions, Rope) else None,
+                alibi_slopes=slopes,
+            )
+    raise NotImplementedError(f"no mixer for {spec}")
+
+
+def _mlp(spec: FeedForwardSpec | None, name: str, weights: Weights) -> FeedForward | None:
+    """The feed-forward layer of a spec, gated if there is a gate matrix. Another kind joins as another case."""
+    match spec:
+        case None:
+            return None
+        case Mlp():
+            return _dense(spec.act, name, weights)
+        case Moe():
+            return MoeMlp(
+                spec,
+                router=weights.get(f"{name}.router.weight"),
+                score_bias=weights.get(f"{name}.router.score_bias"),
+                gate_up=weights.get(f"{name}.experts.gate_up.weight"),
+                down=weights.get(f"{name}.experts.down.weight"),
+                shared=None if spec.shared_size is None else _dense(spec.act, f"{name}.shared", weights),
+                shared_gate=weights.linear(f"{name}.shared_gate"),
+            )
+    raise NotImplementedError(f"no feed-forward layer for {spec}")
+
+
+def _dense(act: str, name: str, weights: Weights) -> GatedMlp | PlainMlp:
+    gate_up, down = weights.linear(f"{name}.gate_up"), weights.linear(f"{name}.down")
+    if gate_up is not None:
+        return GatedMlp(act, gate_up, down)
+    return PlainMlp(act, weights.linear(f"{name}.up"), down)
