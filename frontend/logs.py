@@ -1,10 +1,11 @@
-"""Owns how the process logs: one line per record, as text or as JSON, on stderr, with control characters escaped."""
+"""Owns how the process logs: one line per record, as text (a traceback may follow, indented) or JSON, all printable."""
 
 from __future__ import annotations
 
 import json
 import logging
 import sys
+from typing import Any
 
 
 class _TextFormatter(logging.Formatter):
@@ -12,13 +13,17 @@ class _TextFormatter(logging.Formatter):
         super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        # A record is one line whatever is in its message; a traceback, which is ours, may follow.
-        line = super().formatMessage(record)
-        return line if line.isprintable() else "".join(map(_escaped, line))
+        return _printable(super().formatMessage(record))
+
+    def formatException(self, ei: Any) -> str:
+        # An exception's message may quote a client: indented, its lines cannot pass for records.
+        return "\n".join(f"  {_printable(line)}" for line in super().formatException(ei).split("\n"))
 
 
-def _escaped(character: str) -> str:
-    return character if character.isprintable() else character.encode("unicode_escape").decode()
+def _printable(line: str) -> str:
+    if line.isprintable():
+        return line
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
 
 
 class _JsonFormatter(logging.Formatter):
@@ -31,7 +36,7 @@ class _JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             entry["exception"] = self.formatException(record.exc_info)
-        return json.dumps(entry, ensure_ascii=False)
+        return json.dumps(entry)
 
 
 def set_up_logging(level: str, format: str) -> None:

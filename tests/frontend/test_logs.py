@@ -8,9 +8,12 @@ import re
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from frontend.logs import set_up_logging
 
+FORGED = "x\n2026-01-01 00:00:00,000 INFO frontend: all is well"
 HOSTILE = "a\nb\rc\x1b[2Jd\x00e\u2028f\x9bg\x85h\u202ei\ud800"
 
 
@@ -66,3 +69,23 @@ def test_level_says_what_is_logged(level: str, capsys: pytest.CaptureFixture[str
 def test_setting_up_twice_logs_once(capsys: pytest.CaptureFixture[str]) -> None:
     set_up_logging("info", "json")
     assert logged(capsys, "text", "once").count("once") == 1
+
+
+def test_control_characters_of_a_json_line_are_escaped(capsys: pytest.CaptureFixture[str]) -> None:
+    line = logged(capsys, "json", "%s", HOSTILE)
+    assert line.endswith("\n") and line[:-1].isprintable()
+    assert json.loads(line)["message"] == HOSTILE
+
+
+def test_message_of_an_exception_cannot_forge_a_line_or_reach_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    first, *traceback = logged(capsys, "text", "it failed", exc_info=ValueError(f"{FORGED}\x1b[2J")).splitlines()
+    assert first.endswith("WARNING frontend.test: it failed")
+    assert traceback == [f"  ValueError: {FORGED.partition(chr(10))[0]}", f"  {FORGED.partition(chr(10))[2]}\\x1b[2J"]
+
+
+@pytest.mark.parametrize("format", ["text", "json"])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(message=st.text(st.characters(codec=None)))
+def test_any_message_is_one_printable_line(format: str, capsys: pytest.CaptureFixture[str], message: str) -> None:
+    line = logged(capsys, format, "%s", message)
+    assert line.endswith("\n") and line[:-1].isprintable()
