@@ -10,7 +10,8 @@ from forebay.errors import CheckpointError
 from gpu_executor.models import registry
 from gpu_executor.models.config_reader import ConfigReader, apply_overrides
 from gpu_executor.models.spec import Attention
-from tests.gpu_executor.models.checkpoints import BASE, GPT2
+from tests.gpu_executor.models.cases.gpt2 import GPT2
+from tests.gpu_executor.models.checkpoints import BASE
 
 
 def test_null_counts_as_missing() -> None:

@@ -13,7 +13,15 @@ import transformers
 
 from gpu_executor.models.decoder import Decoder
 from gpu_executor.models.loader import load_model
-from tests.gpu_executor.models.checkpoints import CASES, Case, case_of, hub_tensors, tiny_checkpoint, tiny_model, write
+from tests.gpu_executor.models.checkpoints import (
+    Case,
+    all_cases,
+    case_of,
+    hub_tensors,
+    tiny_checkpoint,
+    tiny_model,
+    write,
+)
 from tests.gpu_executor.models.paged import PagedSequences, run_in_chunks
 
 CPU = torch.device("cpu")
@@ -48,7 +56,7 @@ class Pair:
     wanted: tuple[torch.Tensor, torch.Tensor]
 
 
-@pytest.fixture(scope="module", params=CASES, ids=str)
+@pytest.fixture(scope="module", params=all_cases(), ids=str)
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
     case: Case = request.param
     folder = tmp_path_factory.mktemp(case.name)
@@ -107,7 +115,7 @@ def test_every_layout_of_the_hub_is_the_same_model(tmp_path: Path, layout: str, 
     name, change = LAYOUTS[layout]
     case = case_of(name)
     reference = tiny_model(case)
-    write(tmp_path, case, change(hub_tensors(reference)), num_shards=num_shards)
+    write(tmp_path, case, change(hub_tensors(reference, case)), num_shards=num_shards)
     model, prompt = load(tmp_path), prompt_of(case, 1, 9)
     assert_close(run_in_chunks(model, prompt, 1000), logits_of(reference, prompt))
     assert ("head.weight" in model.weights.slots) == (name == "llama")  # a tied head takes no memory of its own
@@ -119,7 +127,7 @@ def test_pickled_weights_are_the_same_model(tmp_path: Path, zipped: bool) -> Non
     reference = tiny_checkpoint(case, tmp_path)
     (tmp_path / "model.safetensors").unlink()
     path = tmp_path / "pytorch_model.bin"
-    torch.save(hub_tensors(reference), path, _use_new_zipfile_serialization=zipped)
+    torch.save(hub_tensors(reference, case), path, _use_new_zipfile_serialization=zipped)
     prompt = prompt_of(case, 1, 9)
     assert_close(run_in_chunks(load(tmp_path), prompt, 1000), logits_of(reference, prompt))
 

@@ -15,7 +15,7 @@ from gpu_executor.config import ExecutorConfig
 from gpu_executor.engine import Engine
 from gpu_executor.request import Request, Sampling
 from gpu_executor.startup import build_engine
-from tests.gpu_executor.models.checkpoints import CASES, Case, tiny_checkpoint
+from tests.gpu_executor.models.checkpoints import Case, all_cases, tiny_checkpoint
 
 NUM_TOKENS = 10
 LENGTHS = (1, 2, 15, 16, 17, 33, 50, 7, 64, 3, 21, 90)
@@ -32,7 +32,7 @@ class Reference:
     logprobs: list[list[float]]
 
 
-@pytest.fixture(scope="module", params=CASES, ids=str)
+@pytest.fixture(scope="module", params=all_cases(), ids=str)
 def reference(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Reference:
     case = request.param
     folder = tmp_path_factory.mktemp(case.name)

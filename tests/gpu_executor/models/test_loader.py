@@ -16,7 +16,7 @@ from gpu_executor.models import loader
 from gpu_executor.models.decoder import Decoder
 from gpu_executor.models.loader import load_model, resolve_dtype, weight_table
 from gpu_executor.models.names import Role
-from tests.gpu_executor.models.checkpoints import CASES, case_of, hub_tensors, tiny_model, write
+from tests.gpu_executor.models.checkpoints import all_cases, case_of, hub_tensors, tiny_model, write
 from tests.gpu_executor.models.paged import run_in_chunks
 
 CPU = torch.device("cpu")
@@ -24,7 +24,8 @@ Tensors = dict[str, torch.Tensor]
 
 
 def tensors_of(name: str) -> Tensors:
-    return hub_tensors(tiny_model(case_of(name)))
+    case = case_of(name)
+    return hub_tensors(tiny_model(case), case)
 
 
 def load(folder: Path, tensors: Tensors | None = None, name: str = "llama", **config: Any) -> Decoder:
@@ -194,9 +195,9 @@ def test_the_weight_table_tells_where_each_tensor_goes(tmp_path: Path) -> None:
 
 
 def test_every_tensor_of_every_case_has_a_role_and_a_shape(tmp_path: Path) -> None:
-    for case in CASES:
+    for case in all_cases():
         folder = tmp_path / case.name
-        write(folder, case, hub_tensors(tiny_model(case)))
+        write(folder, case, hub_tensors(tiny_model(case), case))
         _, rows = weight_table(folder, json.loads((folder / "config.json").read_text()))
         assert {row.stored.name for row in rows} == set(load_file(folder / "model.safetensors"))
         assert all(row.role is not None and row.shape for row in rows)
