@@ -1,0 +1,125 @@
+"""Owns how what Python users write, texts, token ids, dictionaries, chat messages, becomes request messages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from forebay.errors import InvalidRequest
+from forebay.sampling_params import SamplingParams
+from forebay.v1 import generation_pb2, prompt_pb2
+
+# A text, token ids, `{"prompt": …}` or `{"prompt_token_ids": …}` as in vLLM, or the message itself.
+PromptInput = str | Sequence[int] | Mapping[str, Any] | prompt_pb2.Prompt
+Messages = Sequence[Mapping[str, Any]]
+
+Request = TypeVar("Request", generation_pb2.GenerateRequest, generation_pb2.StreamGenerateRequest)
+
+_ROLES = {
+    "system": prompt_pb2.CHAT_ROLE_SYSTEM,
+    "user": prompt_pb2.CHAT_ROLE_USER,
+    "assistant": prompt_pb2.CHAT_ROLE_ASSISTANT,
+    "tool": prompt_pb2.CHAT_ROLE_TOOL,
+}
+
+
+def generation_request(
+    kind: type[Request],
+    prompt: prompt_pb2.Prompt,
+    params: SamplingParams,
+    *,
+    model: str,
+    priority: int,
+    request_id: str,
+) -> Request:
+    """A request to generate; raises InvalidRequest for what its fields cannot hold."""
+    sampling = params.to_proto()
+    try:
+        return kind(model=model, prompt=prompt, sampling=sampling, priority=priority, request_id=request_id)
+    except (TypeError, ValueError) as error:
+        raise InvalidRequest(f"model, priority or request_id cannot be sent: {error}") from None
+
+
+def to_prompt(prompt: PromptInput) -> prompt_pb2.Prompt:
+    """The message of one prompt; raises InvalidRequest for what is none."""
+    if isinstance(prompt, prompt_pb2.Prompt):
+        return prompt
+    if isinstance(prompt, str):
+        return prompt_pb2.Prompt(text=_checked_text(prompt, "prompt"))
+    if isinstance(prompt, Mapping):
+        if prompt.keys() == {"prompt"} and isinstance(prompt["prompt"], str):
+            return to_prompt(prompt["prompt"])
+        if "prompt_token_ids" in prompt and prompt.keys() <= {"prompt", "prompt_token_ids"}:
+            return prompt_pb2.Prompt(token_ids=to_token_ids(prompt["prompt_token_ids"], "prompt_token_ids"))
+        raise _wrong("prompt", f"has the keys {', '.join(map(str, prompt))}; it can have prompt or prompt_token_ids")
+    if isinstance(prompt, bytes) or not isinstance(prompt, Iterable):
+        raise _wrong("prompt", f"is a {type(prompt).__name__}; it can be a text, token ids or a dictionary")
+    return prompt_pb2.Prompt(token_ids=to_token_ids(prompt, "prompt"))
+
+
+def to_token_ids(token_ids: Iterable[int], field: str) -> prompt_pb2.TokenIds:
+    """Token ids as a message; raises InvalidRequest naming the field."""
+    try:
+        return prompt_pb2.TokenIds(ids=token_ids)
+    except (TypeError, ValueError) as error:
+        raise _wrong(field, f"must be non-negative integers ({error})") from None
+
+
+def chat_prompt(
+    messages: Messages, *, add_generation_prompt: bool | None = None, continue_final_message: bool = False
+) -> prompt_pb2.Prompt:
+    """The prompt of a conversation: `{"role": "user", "content": "…"}` each, or content in parts of type "text".
+
+    The rendered prompt ends with the opening of the assistant's turn, unless add_generation_prompt is False or the last
+    message, the assistant's, is to be continued. Raises InvalidRequest naming the message that is wrong.
+    """
+    chat = prompt_pb2.Chat(
+        messages=[_message(message, f"messages[{index}]") for index, message in enumerate(messages)],
+        add_generation_prompt=add_generation_prompt,
+        continue_final_message=continue_final_message or None,
+    )
+    return prompt_pb2.Prompt(chat=chat)
+
+
+def _message(message: Mapping[str, Any], field: str) -> prompt_pb2.ChatMessage:
+    if not isinstance(message, Mapping):
+        raise _wrong(field, f"is a {type(message).__name__}; a message is a dictionary with role and content")
+    given = {key: value for key, value in message.items() if value is not None}
+    if unknown := given.keys() - {"role", "content", "name"}:
+        raise _wrong(field, f"has the key {min(map(str, unknown))}; role, content and name are taken")
+    role = given.get("role")
+    if not isinstance(role, str) or role not in _ROLES:
+        raise _wrong(f"{field}.role", f"is {repr(role)[:50]}; it can be {', '.join(_ROLES)}")
+    content = given.get("content")
+    parts = [content] if isinstance(content, str) else content
+    if not isinstance(parts, Sequence):
+        raise _wrong(f"{field}.content", "must be a text or a list of parts")
+    texts = [_part(part, f"{field}.content[{index}]") for index, part in enumerate(parts)]
+    name = given.get("name")
+    return prompt_pb2.ChatMessage(
+        role=_ROLES[role],
+        content=[prompt_pb2.ContentPart(text=text) for text in texts],
+        name=None if name is None else _checked_text(name, f"{field}.name"),
+    )
+
+
+def _part(part: Any, field: str) -> str:
+    if isinstance(part, Mapping):
+        if part.get("type") != "text" or part.keys() != {"type", "text"}:
+            raise _wrong(field, f"is of type {repr(part.get('type'))[:50]}; parts of type 'text' are taken")
+        part = part["text"]
+    return _checked_text(part, field)
+
+
+def _checked_text(text: Any, field: str) -> str:
+    if not isinstance(text, str):
+        raise _wrong(field, f"is a {type(text).__name__}; it must be a text")
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # lone surrogates: bytes of another encoding that Python let through
+        raise _wrong(field, "is not valid Unicode") from None
+    return text
+
+
+def _wrong(field: str, problem: str) -> InvalidRequest:
+    return InvalidRequest(f"{field} {problem}", fields=((field, problem),))
