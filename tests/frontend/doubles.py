@@ -1,4 +1,4 @@
-"""Owns stand-ins for the text side: a preprocessor, a detokenizer and a sampling resolver that need no tokenizer."""
+"""Owns stand-ins for the text side: a preprocessor, a detokenizer, a sampling resolver, and a sink that remembers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from forebay.errors import FailedPrecondition, InvalidRequest
+from forebay.errors import FailedPrecondition, ForebayError, InvalidRequest
 from forebay.executor.v1 import executor_pb2 as wire
 from forebay.v1 import prompt_pb2, sampling_pb2
 from forebay.v1.errors_pb2 import ErrorReason
@@ -112,3 +112,35 @@ def fake_resolve_sampling(params, *, defaults, prompt_len, max_model_len, vocab_
         prompt_logprobs=params.prompt_logprobs if params.HasField("prompt_logprobs") else None,
     )
     return Resolved(executor, tuple(params.stop), params.include_stop_str_in_output, True, executor.n)
+
+
+class RecordingSink:
+    """A TokenSink that remembers what it got. `stops_at` ends a sequence at so many tokens, as a stop string would."""
+
+    def __init__(self, num_sequences: int = 1, stops_at: dict[int, int] | None = None) -> None:
+        self.token_ids: list[list[int]] = [[] for _ in range(num_sequences)]
+        self.logprobs: list[list[wire.TokenLogprobs]] = [[] for _ in range(num_sequences)]
+        self.num_ends = [0] * num_sequences
+        self.finishes: list[wire.SequenceFinish | None] = [None] * num_sequences
+        self.prompt_logprobs: list[list[wire.PromptLogprobs]] = []
+        self.errors: list[ForebayError] = []
+        self.num_flushes = 0
+        self._stops_at = stops_at or {}
+
+    def push(self, sequence_index, token_ids, logprobs, finish) -> bool:
+        assert not self.num_ends[sequence_index], "something came after the end"
+        self.token_ids[sequence_index] += token_ids
+        self.logprobs[sequence_index] += logprobs or []
+        stopped = len(self.token_ids[sequence_index]) >= self._stops_at.get(sequence_index, math.inf)
+        self.num_ends[sequence_index] += stopped or finish is not None
+        self.finishes[sequence_index] = finish
+        return stopped
+
+    def flush(self) -> None:
+        self.num_flushes += 1
+
+    def prompt_logprobs_done(self, parts) -> None:
+        self.prompt_logprobs.append(parts)
+
+    def fail(self, error: ForebayError) -> None:
+        self.errors.append(error)
