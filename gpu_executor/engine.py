@@ -98,7 +98,7 @@ class Engine:
             return
         self.requests[request.key] = request
         if request.deadline is not None:
-            heapq.heappush(self._deadlines, (request.deadline, next(self._ties), request))
+            self._watch_deadline(request)
         self.scheduler.add(request)
 
     def check(self, request: Request) -> None:
@@ -205,6 +205,13 @@ class Engine:
             if entries[known:]:
                 output.prompt_logprobs.append(PromptLogprobsOutput(request, first + known, entries[known:]))
                 request.num_prompt_logprobs = first + len(entries) - 1
+
+    def _watch_deadline(self, request: Request) -> None:
+        """Puts the request into the heap of deadlines; requests that ended long before theirs are forgotten there."""
+        if len(self._deadlines) > 2 * len(self.requests) + 64:
+            self._deadlines = [entry for entry in self._deadlines if not entry[2].finished]
+            heapq.heapify(self._deadlines)
+        heapq.heappush(self._deadlines, (request.deadline, next(self._ties), request))
 
     def _expire(self, output: StepOutput) -> None:
         now = self._clock()

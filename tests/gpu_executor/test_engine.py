@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 
 from forebay.errors import Aborted, DeadlineExceeded, ForebayError
@@ -122,3 +125,20 @@ def test_abort_of_one_sequence_leaves_its_siblings() -> None:
     tokens = run_all(engine)
     assert ("r", 1) in tokens and ("r", 0) not in tokens
     assert engine.scheduler.ledger.num_aborted == 1
+
+
+def test_requests_that_ended_before_their_deadline_are_not_kept_until_it() -> None:
+    class Key:
+        """A request's key, whose life is its request's."""
+
+    engine = make_engine()
+    alive = []
+    for _ in range(500):
+        key = Key()
+        alive.append(weakref.ref(key))
+        engine.add(Request(key, [1, 2], Sampling(max_tokens=1), deadline=1e12))
+        del key
+        while engine.has_work:
+            engine.step()
+    gc.collect()
+    assert sum(reference() is not None for reference in alive) < 100
