@@ -40,6 +40,7 @@ class Flight:
     """
 
     __slots__ = (
+        "_prompt_end",
         "_prompt_next",
         "_prompt_parts",
         "cache_salt",
@@ -93,6 +94,7 @@ class Flight:
         self.hashes: dict[int, list[int]] = {}  # block size -> short hashes of the prompt's blocks
         self._prompt_parts: list[wire.PromptLogprobs] = []
         self._prompt_next = 1  # position of the next prompt log-probability; the first token has none
+        self._prompt_end = len(prompt_token_ids) if sampling.HasField("prompt_logprobs") else 1
 
     @property
     def started(self) -> bool:
@@ -103,6 +105,11 @@ class Flight:
     def done(self) -> bool:
         """Whether all sequences have ended."""
         return self.num_open == 0
+
+    @property
+    def awaits_prompt_logprobs(self) -> bool:
+        """Whether log-probabilities of the prompt were asked for and are not complete."""
+        return self._prompt_next < self._prompt_end
 
     def submission(self, handle: int) -> wire.Submit:
         """Begins the next epoch: the message that lets an executor go on from what is known."""
@@ -121,11 +128,10 @@ class Flight:
         for index, token_ids in enumerate(self.token_ids):
             if token_ids or self.ended[index]:
                 submit.resumed.add(sequence_index=index, token_ids=token_ids, finished=self.ended[index])
-        if self.sampling.HasField("prompt_logprobs"):
-            if self._prompt_next > len(self.prompt_token_ids) - 1:
-                submit.sampling.ClearField("prompt_logprobs")  # known already, and they would forbid prefix hits
-            else:
-                self._prompt_parts, self._prompt_next = [], 1
+        if self.awaits_prompt_logprobs:
+            self._prompt_parts, self._prompt_next = [], 1
+        else:
+            submit.sampling.ClearField("prompt_logprobs")  # known already, and they would forbid prefix hits
         return submit
 
     def take(
@@ -138,12 +144,17 @@ class Flight:
     ) -> bool:
         """Takes what an executor says follows; returns False if it does not follow from what is known.
 
-        Tokens that are known already are skipped; tokens that contradict them, or leave a gap, are not taken.
+        Tokens that are known already are skipped; tokens that contradict them, leave a gap, or come before the prompt's
+        log-probabilities are complete, are not taken, nor is an end before the last known token.
         """
+        if self.awaits_prompt_logprobs:
+            return False
         known = self.token_ids[sequence_index]
         skip = len(known) - token_index
         if skip:
             if skip < 0 or known[token_index : token_index + len(token_ids)] != token_ids[:skip]:
+                return False
+            if finish is not None and len(token_ids) < skip:
                 return False
             token_ids = token_ids[skip:]
             logprobs = logprobs[skip:] if logprobs else logprobs
@@ -155,16 +166,16 @@ class Flight:
         return True
 
     def take_prompt_logprobs(self, part: wire.PromptLogprobs) -> bool:
-        """Takes the next part of the prompt's log-probabilities; returns False if it leaves a gap."""
-        if part.first_position < self._prompt_next:
+        """Takes the next part of the prompt's log-probabilities; returns False if it leaves a gap or does not fit."""
+        if not self.awaits_prompt_logprobs or part.first_position < self._prompt_next:
             return True
         num = len(part.logprobs)
         fits = len(part.ranks) == num and len(part.top_ids) == len(part.top_logprobs) == num * part.num_top
-        if part.first_position > self._prompt_next or not fits:
+        if part.first_position > self._prompt_next or self._prompt_next + num > self._prompt_end or not fits:
             return False
         self._prompt_parts.append(part)
         self._prompt_next += num
-        if self._prompt_next >= len(self.prompt_token_ids):
+        if not self.awaits_prompt_logprobs:
             self.sink.prompt_logprobs_done(self._prompt_parts)
             self._prompt_parts = []
         return True

@@ -205,8 +205,8 @@ class GenerationService:
             for _ in range(resolved.n)
         ]
         output = Output(texts, token_ids, max_unsent_bytes=max_unsent_bytes)
-        output.awaits_prompt_logprobs = resolved.executor.HasField("prompt_logprobs") and len(token_ids) > 1
         flight = Flight(token_ids, resolved.executor, output, priority=request.priority, deadline=deadline)
+        output.awaits_prompt_logprobs = flight.awaits_prompt_logprobs
         return Generation(request_id, flight, output)
 
 

@@ -162,3 +162,24 @@ def test_prompt_logprobs_that_are_known_are_passed_over() -> None:
     assert flight.take_prompt_logprobs(part_at(1, 2)) and flight.take_prompt_logprobs(part_at(1, 2))
     assert flight.take_prompt_logprobs(part_at(3, 1))
     assert [len(parts) for parts in flight.sink.prompt_logprobs] == [2]
+
+
+def test_prompt_logprobs_beyond_the_prompt_are_not_taken() -> None:
+    flight = flight_of((1, 2, 3), prompt_logprobs=0)
+    assert not flight.take_prompt_logprobs(part_at(1, 3))
+    assert flight.sink.prompt_logprobs == []
+
+
+def test_token_that_overtakes_the_prompt_logprobs_is_not_taken() -> None:
+    flight = flight_of((1, 2, 3), prompt_logprobs=0)
+    flight.submission(1)
+    flight.take_prompt_logprobs(part_at(1, 1))
+    assert not flight.take(0, 0, TOKENS[:1], None, FINISH), "the output would wait for them for ever"
+    assert flight.take_prompt_logprobs(part_at(2, 1)) and flight.take(0, 0, TOKENS[:1], None, FINISH)
+
+
+def test_end_before_the_last_token_that_was_taken_contradicts_it() -> None:
+    flight = flight_of()
+    flight.take(0, 0, TOKENS[:3], None, None)
+    assert not flight.take(0, 0, TOKENS[:2], None, FINISH) and not flight.done
+    assert flight.take(0, 0, TOKENS[:3], None, FINISH) and flight.done
