@@ -1,4 +1,4 @@
-"""Owns the text of a sequence as it grows token by token, and the stop strings that end it.
+"""Owns the text of a sequence as it grows token by token, up to the stop string that ends it.
 
 `tokenizers` has a DecodeStream for the first half. It is not used: over random ids its pieces differ from `decode` of
 the whole in half of all sequences with byte-level or byte-fallback vocabularies. It keeps an unfinished character to
@@ -23,6 +23,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import tokenizers
+
+from frontend.stop_strings import stop_automaton
 
 MAX_HELD_BYTES = 64
 _MAX_WINDOW, _KEPT_IDS = 8, 4  # the bytes of a character are spread over at most 4 ids
@@ -62,7 +64,7 @@ class SequenceText:
     ) -> None:
         assert tokenizer is not None or not stop
         self._stream = None if tokenizer is None else _TextStream(_vocabulary(tokenizer, skip_special_tokens))
-        self._stops = _stop_automaton(tuple(stop)) if stop else None
+        self._stops = stop_automaton(tuple(stop)) if stop else None
         self._includes_stop = include_stop_str_in_output
         self._min_tokens = min_tokens
         self._num_tokens = 0
@@ -117,51 +119,6 @@ class SequenceText:
         return text[:shown], None
 
 
-class _StopAutomaton:
-    """The strings as an automaton of Aho and Corasick: its state is the longest end of the text that begins one.
-
-    match_lengths[state]: the longest string that ends here, or 0; open_lengths[state]: how much of the text's end may
-    still become one.
-    """
-
-    def __init__(self, strings: Sequence[str]) -> None:
-        assert all(strings)
-        self._next: list[dict[str, int]] = [{}]
-        self.match_lengths, depths = [0], [0]
-        for string in strings:
-            state = 0
-            for char in string:
-                if char not in self._next[state]:
-                    self._next[state][char] = len(self._next)
-                    self._next.append({})
-                    self.match_lengths.append(0)
-                    depths.append(depths[state] + 1)
-                state = self._next[state][char]
-            self.match_lengths[state] = len(string)
-        self._shorter = [0] * len(depths)
-        self.open_lengths = depths
-        self._link()
-
-    def _link(self) -> None:
-        queue = list(self._next[0].values())
-        for state in queue:  # breadth first: it grows as it is walked
-            shorter = self._shorter[state]
-            self.match_lengths[state] = self.match_lengths[state] or self.match_lengths[shorter]
-            if not self._next[state]:  # a string with nothing longer: seen through, it begins nothing itself
-                self.open_lengths[state] = self.open_lengths[shorter]
-            for char, longer in self._next[state].items():
-                self._shorter[longer] = self.step(shorter, char)
-                queue.append(longer)
-
-    def step(self, state: int, char: str) -> int:
-        """The state after one more character."""
-        while char not in self._next[state]:
-            if state == 0:
-                return 0
-            state = self._shorter[state]
-        return self._next[state][char]
-
-
 class _Vocabulary:
     """What the ids of a tokenizer are to a decoder: nothing, a byte (0 to 255), or plain text."""
 
@@ -174,7 +131,8 @@ class _Vocabulary:
         decode = tokenizer.decoder.decode if tokenizer.decoder is not None else " ".join
         self.byte_level = decode(["ð"]) == _REPLACEMENT  # the first byte of four, in the byte-level alphabet
         self._has_byte_tokens = decode(["<0x41>"]) == "A"
-        if decode(["", "▁a</w>", "", "b", ""]) == decode(["▁a</w>", "b"]):
+        sample = ["▁a</w>", "<0xC3>", "<0xA9>", "b"]
+        if decode([text for token in sample for text in ("", token, "")]) == decode(sample):
             self._skipped.add("")
         self._kinds: dict[int, int] = {}
         ids = range(tokenizer.get_vocab_size(with_added_tokens=True))
@@ -263,8 +221,3 @@ class _TextStream:
 @functools.lru_cache(maxsize=16)
 def _vocabulary(tokenizer: tokenizers.Tokenizer, skip_special_tokens: bool) -> _Vocabulary:
     return _Vocabulary(tokenizer, skip_special_tokens)
-
-
-@functools.lru_cache(maxsize=16)
-def _stop_automaton(stop: tuple[str, ...]) -> _StopAutomaton:
-    return _StopAutomaton(stop)
