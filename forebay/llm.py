@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import itertools
 import threading
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from forebay.client_requests import Messages, PromptInput, chat_prompt, to_prompt
 from forebay.errors import InvalidRequest, NotOffered
-from forebay.outputs import CompletionOutput, Logprob, RequestOutput
+from forebay.outputs import CompletionOutput, Logprob, RequestOutput, logprobs_by_id
 from forebay.sampling_params import SamplingParams
 from forebay.v1 import prompt_pb2
 
 if TYPE_CHECKING:
     from gpu_executor.engine import StepOutput, TokenOutput
     from gpu_executor.sampler import TokenLogprobs
-
-PromptInput = str | dict[str, Any]
 
 
 class LLM:
@@ -96,27 +94,25 @@ class LLM:
         priority: Sequence[int] | None = None,
         use_tqdm: bool = True,
     ) -> list[RequestOutput]:
-        """Continues prompts: texts, `{"prompt": …}` or `{"prompt_token_ids": […]}`, one or many; outputs in their order.
+        """Continues prompts: texts, token ids, or dictionaries of either as in vLLM, one or many; outputs in their order.
 
         One SamplingParams serves all prompts, or there is one for each. Everything is checked before anything runs, so a
         bad prompt raises InvalidRequest and costs nothing.
         """
         given = _prompt_list(prompts, prompt_token_ids)
-        return self._run([_to_prompt(prompt) for prompt in given], sampling_params, priority, use_tqdm)
+        return self._run([to_prompt(prompt) for prompt in given], sampling_params, priority, use_tqdm)
 
     def chat(
         self,
-        messages: Sequence[dict[str, Any]] | Sequence[Sequence[dict[str, Any]]],
+        messages: Messages | Sequence[Messages],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
-        add_generation_prompt: bool = True,
+        add_generation_prompt: bool | None = None,
         continue_final_message: bool = False,
         use_tqdm: bool = True,
     ) -> list[RequestOutput]:
-        """Answers one conversation, or several; a message is `{"role": "user", "content": "…"}`."""
-        from forebay.client import chat_prompt
-
-        conversations = [messages] if messages and isinstance(messages[0], dict) else messages
+        """Answers one conversation, or several; a message is `{"role": "user", "content": "…"}`; see chat_prompt."""
+        conversations = [messages] if messages and isinstance(messages[0], Mapping) else messages
         prompts = [
             chat_prompt(
                 conversation, add_generation_prompt=add_generation_prompt, continue_final_message=continue_final_message
@@ -147,7 +143,8 @@ class LLM:
 
     def _step_until_done(self, runs: list[_Run], *, show: bool) -> None:
         engine, by_key = self._engine, {run.key: run for run in runs}
-        waiting = runs[::-1]
+        # The next one is at the end: the engine is given few at a time, so the order among the rest is kept here.
+        waiting = sorted(runs[::-1], key=lambda run: run.request.priority, reverse=True)
         with tqdm(total=len(runs), desc="generating", unit="prompt", disable=None if show else True) as bar:
             try:
                 while waiting or engine.has_work:
@@ -168,7 +165,8 @@ class LLM:
             run = by_key[token.sequence.request.key]
             if run.add_token(token):  # a stop string: the rest is not wanted
                 self._engine.abort(run.key, token.sequence.index)
-            if run.request.finished:
+            if run.request.finished and not run.reported:
+                run.reported = True
                 bar.update()
 
 
@@ -197,7 +195,7 @@ class _Run:
             preprocessor=preprocessor,
         )
         sampling = read_sampling(resolved.executor, info.eos_token_ids, info.vocab_size)
-        self.key, self._params = number, params
+        self.key, self._params, self.reported = number, params, False
         self.request = Request(number, token_ids, sampling, priority=priority)
         llm._engine.check(self.request)
         self._sequences = [
@@ -215,22 +213,19 @@ class _Run:
         self._prompt_logprobs: list[dict[int, Logprob] | None] | None = (
             None if sampling.prompt_logprobs is None else [None]
         )
-        self._started = time.monotonic()
-        self._first_token_s: float | None = None
 
     def add_token(self, token: TokenOutput) -> bool:
         """Takes a token; whether a stop string ended its sequence."""
         from gpu_executor.request import FinishReason
 
-        if self._first_token_s is None:
-            self._first_token_s = time.monotonic() - self._started
         sequence = self._sequences[token.sequence.index]
         delta = sequence.text.push([token.token_id], finished_by_stop_token=token.finish_reason is FinishReason.STOP)
         sequence.parts.append(delta.text)
         if delta.num_tokens:
             sequence.token_ids.append(token.token_id)
             if token.logprobs is not None:
-                sequence.logprobs.append(self._logprobs(token.token_id, token.logprobs))
+                num_top = self._params.logprobs or 0
+                sequence.logprobs.append(logprobs_by_id(token.token_id, token.logprobs, num_top, self._decoded))
                 sequence.cumulative_logprob += token.logprobs.logprob
         if delta.stop_string is not None:
             sequence.finish_reason, sequence.stop_reason = "stop", delta.stop_string
@@ -243,20 +238,16 @@ class _Run:
         return False
 
     def add_prompt_logprobs(self, entries: list[TokenLogprobs]) -> None:
-        assert self._prompt_logprobs is not None
+        found = self._prompt_logprobs
+        assert found is not None
         for entry in entries:
-            self._prompt_logprobs.append(
-                self._logprobs(self.request.prompt_token_ids[len(self._prompt_logprobs)], entry)
-            )
+            token_id = self.request.prompt_token_ids[len(found)]
+            found.append(logprobs_by_id(token_id, entry, self._params.prompt_logprobs or 0, self._decoded))
 
-    def _logprobs(self, token_id: int, entry: TokenLogprobs) -> dict[int, Logprob]:
-        """By token id: the token that stands here, the likeliest, and those asked for by id."""
-        decode = self._preprocessor.decode if self._preprocessor.has_tokenizer else lambda ids, **_: None
-        found = {token_id: Logprob(entry.logprob, entry.rank, decode([token_id], skip_special_tokens=False))}
-        for rank, (other, logprob) in enumerate(zip(entry.top_ids, entry.top_logprobs, strict=True), start=1):
-            known_rank = rank if rank <= (self._params.logprobs or self._params.prompt_logprobs or 0) else None
-            found.setdefault(other, Logprob(logprob, known_rank, decode([other], skip_special_tokens=False)))
-        return found
+    def _decoded(self, token_id: int) -> str | None:
+        if not self._preprocessor.has_tokenizer:
+            return None
+        return self._preprocessor.decode([token_id], skip_special_tokens=False)
 
     def output(self) -> RequestOutput:
         return RequestOutput(
@@ -276,7 +267,9 @@ class _Run:
                 )
                 for index, sequence in enumerate(self._sequences)
             ],
-            finished=True,
+            num_prompt_tokens=self.request.num_prompt_tokens,
+            num_cached_tokens=self.request.num_cached_tokens,
+            seed=self.request.sampling.seed,
         )
 
 
@@ -301,24 +294,9 @@ def _prompt_list(
         raise InvalidRequest("give either prompts or prompt_token_ids")
     if prompt_token_ids is not None:
         one = not prompt_token_ids or isinstance(prompt_token_ids[0], int)
-        return [{"prompt_token_ids": ids} for ids in ([prompt_token_ids] if one else prompt_token_ids)]
-    return [prompts] if isinstance(prompts, (str, dict)) else list(prompts or ())
-
-
-def _to_prompt(prompt: PromptInput) -> prompt_pb2.Prompt:
-    if isinstance(prompt, str):
-        return prompt_pb2.Prompt(text=prompt)
-    if not isinstance(prompt, dict):
-        raise InvalidRequest(f"a prompt is a str or a dict, not {type(prompt).__name__}")
-    unknown = set(prompt) - {"prompt", "prompt_token_ids"}
-    if unknown:
-        raise InvalidRequest(f"a prompt has no key {', '.join(sorted(unknown))}; text and token ids are taken")
-    if "prompt_token_ids" in prompt:
-        try:
-            return prompt_pb2.Prompt(token_ids=prompt_pb2.TokenIds(ids=prompt["prompt_token_ids"]))
-        except (ValueError, TypeError) as error:
-            raise InvalidRequest(f"prompt_token_ids must be non-negative integers: {error}") from None
-    return prompt_pb2.Prompt(text=prompt["prompt"])
+        return [prompt_token_ids] if one else list(prompt_token_ids)
+    one = isinstance(prompts, (str, Mapping, prompt_pb2.Prompt)) or (bool(prompts) and isinstance(prompts[0], int))
+    return [prompts] if one else list(prompts)
 
 
 def _param_list(params: SamplingParams | Sequence[SamplingParams] | None, count: int) -> list[SamplingParams]:
