@@ -55,6 +55,7 @@ MAX_ENTRIES = {
     "logprob_token_ids": 128,
 }
 MAX_TEXT_BYTES = 256
+GREEDY_BELOW = 1e-5  # as vLLM: a logit divided by less may be infinite, and the likeliest token lost among its equals
 
 _TEXT_FIELDS = ("stop", "bad_words")
 _ID_FIELDS = ("allowed_token_ids", "stop_token_ids", "logprob_token_ids")
@@ -104,7 +105,7 @@ def resolve_sampling(
         max_tokens=_max_tokens(params, prompt_len, max_model_len),
         min_tokens=params.min_tokens,
         n=params.n if params.HasField("n") else 1,
-        temperature=params.temperature if params.HasField("temperature") else 1.0,
+        temperature=_temperature(params),
         top_k=params.top_k,
         top_p=params.top_p if params.HasField("top_p") else 1.0,
         min_p=params.min_p,
@@ -212,6 +213,11 @@ def _max_tokens(params: sampling_pb2.SamplingParams, prompt_len: int, max_model_
         limit = f"max_tokens, {max_tokens:,}" if params.HasField("max_tokens") else f"the context's room, {room:,}"
         raise _out_of_range("min_tokens", f"is {params.min_tokens:,}; it must be at most {limit}")
     return max_tokens
+
+
+def _temperature(params: sampling_pb2.SamplingParams) -> float:
+    temperature = params.temperature if params.HasField("temperature") else 1.0
+    return temperature if temperature >= GREEDY_BELOW else 0.0
 
 
 def _spelled(value: float) -> str:
