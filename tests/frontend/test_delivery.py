@@ -19,13 +19,14 @@ frames = st.lists(
                 {
                     "who": st.sampled_from([0, 0, 0, 1, 1, 1, None]),
                     "sequence_index": st.sampled_from([0, 0, 0, 0, 1, 1, 1, 1, NUM_SEQUENCES]),
-                    "shift": st.sampled_from([0, 0, 0, 0, -1, -2, 1]),  # of the first token, from what follows
+                    "shift": st.sampled_from([0, 0, 0, 0, -1, -1, -2, 1]),  # of the first token, from what follows
                     "num": st.integers(0, 3),
                     "epoch_shift": st.sampled_from([0, 0, 0, 0, 0, 0, -1, 1]),
-                    "wrong": st.sampled_from(["", "", "", "", "contradicts", "out of vocabulary"]),
-                    "finish": st.sampled_from([0, 0, 0, 0, LENGTH, STOP]),
+                    "wrong": st.sampled_from(["", "", "", "contradicts", "contradicts", "out of vocabulary"]),
+                    "finish": st.sampled_from([0] * 10 + [LENGTH, STOP]),
                 }
             ),
+            min_size=1,
             max_size=4,
         ),
         st.sampled_from([None] * 12 + ["handles", "epochs", "token_ids", "num_tokens"]),
