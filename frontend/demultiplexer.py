@@ -86,7 +86,9 @@ class Demultiplexer:
             self._hand_over(flight, sequence_index, token_index, delta, logprobs, finish)
         for (handle, sequence_index), finish in finishes.items():  # sequences that ended without a token
             flight = flights.get(handle)
-            if flight is not None and sequence_index < flight.num_sequences:
+            if flight is None or flight.epoch != finish.epoch:
+                counts.late += 1
+            elif sequence_index < flight.num_sequences:
                 known = len(flight.token_ids[sequence_index])
                 self._hand_over(flight, sequence_index, known, [], logprobs, finish)
 

@@ -161,3 +161,13 @@ def test_defect_behind_one_flight_ends_that_request_and_no_other(caplog: pytest.
     assert [error.code for error in bad.sink.errors] == ["INTERNAL"] and bench.aborts == [(1, None)]
     assert good.token_ids == [[6]] and bench.demultiplexer.flights == {2: good}
     assert bench.ended == [bad] and "ZeroDivisionError" in caplog.text
+
+
+def test_end_of_an_earlier_epoch_is_late_and_no_fault() -> None:
+    bench = Bench()
+    flight = bench.board(1, prompt_logprobs=0)
+    bench.resubmit(flight, 1)
+    frame = wire.StepFrame()
+    frame.finishes.add(handle=1, epoch=1, sequence_index=0, reason=LENGTH)
+    bench.demultiplexer.deliver(frame)
+    assert bench.counts == (0, 1, 0) and flight.sink.num_ends == [0] and not bench.broken
