@@ -124,10 +124,12 @@ class Engine:
                 f"the model takes {self.max_model_len:,}",
                 ErrorReason.ERROR_REASON_TOO_LONG,
             )
-        capacity = self.scheduler.pool.num_blocks * self.scheduler.block_size
-        if total > capacity:
+        needed, num_blocks = self.scheduler.most_blocks(total), self.scheduler.pool.num_blocks
+        if needed > num_blocks:
+            size = self.scheduler.block_size
+            held = "" if self.scheduler.reach.window is None else f", up to {needed * size:,} of them at once"
             raise InvalidRequest(
-                f"prompt and max_tokens are {total:,} tokens; the KV cache holds {capacity:,}",
+                f"prompt and max_tokens are {total:,} tokens{held}; the KV cache holds {num_blocks * size:,}",
                 ErrorReason.ERROR_REASON_TOO_LONG,
             )
         if len(self.scheduler.waiting) + len(request.sequences) > self.max_num_waiting:

@@ -8,8 +8,9 @@ from collections.abc import Iterable
 
 import torch
 
+from gpu_executor.block_reach import BlockReach
 from gpu_executor.config import ExecutorConfig
-from gpu_executor.mixers.state import StateLayout
+from gpu_executor.mixers.state import StateLayout, common_window
 
 logger = logging.getLogger(__name__)
 
@@ -21,6 +22,7 @@ def num_kv_blocks(
     layouts: Iterable[StateLayout | None],
     dtype: torch.dtype,
     max_model_len: int,
+    max_num_batched_tokens: int,
     device: torch.device,
 ) -> int:
     """Blocks of the KV cache, after what max_num_seqs sequences keep beside their blocks.
@@ -31,7 +33,8 @@ def num_kv_blocks(
     layouts = [layout for layout in layouts if layout is not None]
     block_bytes = config.block_size * sum(layout.bytes_per_token(dtype) for layout in layouts)
     fixed_bytes = config.max_num_seqs * sum(layout.bytes_per_sequence(dtype) for layout in layouts)
-    needed = -(-max_model_len // config.block_size)
+    window = common_window(layouts, dtype)
+    needed = BlockReach(config.block_size, window).most_held(max_model_len, max_num_batched_tokens)
     budget = config.kv_cache_memory_bytes or _free_bytes(config, device)
     if fixed_bytes > budget:
         raise ValueError(
@@ -44,8 +47,8 @@ def num_kv_blocks(
     if num_blocks < needed:
         raise ValueError(
             f"the KV cache has {(budget - fixed_bytes) / 2**20:,.0f} MiB, which is {num_blocks * config.block_size:,} tokens; one "
-            f"sequence of max_model_len {max_model_len:,} needs {needed * block_bytes / 2**20:,.0f} MiB: lower --max-model-len or "
-            "raise --kv-cache-memory-bytes"
+            f"sequence of max_model_len {max_model_len:,} needs {needed * block_bytes / 2**20:,.0f} MiB: lower --max-model-len"
+            f"{'' if window is None else ' or --max-num-batched-tokens'} or raise --kv-cache-memory-bytes"
         )
     logger.info(
         "KV cache: %s blocks of %d tokens, %.0f MiB",

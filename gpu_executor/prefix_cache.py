@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from forebay.block_hash import short_hash
 
@@ -24,15 +24,26 @@ class PrefixCache:
     def knows(self, block: int) -> bool:
         return block in self._digest_of
 
-    def match(self, digests: Iterable[bytes]) -> list[int]:
-        """Blocks of the longest beginning of `digests` that is known without a gap."""
-        blocks = []
+    def match(self, digests: Iterable[bytes], first_read: Callable[[int], int] | None = None) -> list[int]:
+        """Blocks of the longest beginning of `digests` that is known without a gap.
+
+        With `first_read`, the first first_read(n) blocks of a beginning of n may be unknown, because what follows it does
+        not read them; 0 stands for those.
+        """
+        blocks: list[int] = []
+        num_matched = gap_end = 0
         for digest in digests:
             block = self._block_of.get(digest)
             if block is None:
-                break
+                if first_read is None:
+                    break
+                gap_end = len(blocks) + 1
+                blocks.append(0)
+                continue
             blocks.append(block)
-        return blocks
+            if first_read is None or gap_end <= first_read(len(blocks)):
+                num_matched = len(blocks)
+        return blocks[:num_matched]
 
     def publish(self, block: int, digest: bytes) -> None:
         """Lets others find the block, unless another block holds the same prefix already."""

@@ -131,6 +131,7 @@ class Sequence:
         "finish_reason",
         "index",
         "num_computed_tokens",
+        "num_passed_blocks",
         "num_preemptions",
         "num_published",
         "num_table_blocks",
@@ -144,7 +145,8 @@ class Sequence:
         self.request, self.index = request, index
         self.token_ids = [*request.prompt_token_ids, *output_token_ids]
         self.num_computed_tokens = 0
-        self.blocks: list[int] = []
+        self.blocks: list[int] = []  # by position; the first num_passed_blocks are no longer its own
+        self.num_passed_blocks = 0  # that no query reads any more, given back
         self.digests: list[bytes] = []  # of full blocks, as far as they were needed
         self.num_published = 0  # leading blocks that the prefix cache knows
         self.slot = -1  # row of the runner's block table while running
@@ -152,6 +154,10 @@ class Sequence:
         self.finish_reason: FinishReason | None = None
         self.output_counts: Counter[int] | None = Counter(output_token_ids) if request.sampling.has_penalties else None
         self.num_preemptions = 0
+
+    @property
+    def held_blocks(self) -> list[int]:
+        return self.blocks[self.num_passed_blocks :] if self.num_passed_blocks else self.blocks
 
     @property
     def num_tokens(self) -> int:

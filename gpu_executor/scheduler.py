@@ -3,7 +3,8 @@
 Every sequence has tokens whose KV is not computed yet; a step hands out a token budget among them. A prompt longer than
 what is left of the budget is computed over several steps (chunked prefill); a sequence that has caught up needs one
 token per step (decode). When blocks run out, the sequence that would run last gives all of its back and starts again
-later (preemption by recompute); its tokens stay.
+later (preemption by recompute); its tokens stay. Where every layer slides, blocks that the window has left are given
+back as a sequence goes on.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collections.abc import Sequence as SequenceOf
 
 from forebay.block_hash import block_digest, root_digest
 from gpu_executor.block_pool import BlockPool
+from gpu_executor.block_reach import BlockReach
 from gpu_executor.request import FinishReason, Request, Sequence
 
 
@@ -53,8 +55,11 @@ class Scheduler:
         max_num_seqs: int,
         max_num_batched_tokens: int,
         max_prefill_tokens_beside_decode: int,
+        window: int | None = None,
     ) -> None:
+        """`window`: keys that a query sees in every layer; None if some layer sees all."""
         self.pool, self.block_size = pool, block_size
+        self.reach = BlockReach(block_size, window)
         self.max_num_seqs, self.max_num_batched_tokens = max_num_seqs, max_num_batched_tokens
         self.max_prefill_tokens_beside_decode = max_prefill_tokens_beside_decode
         self.running: list[Sequence] = []  # by order
@@ -94,8 +99,8 @@ class Scheduler:
         self._give_back(sequence)
 
     def _give_back(self, sequence: Sequence) -> None:
-        self.pool.release(sequence.blocks)
-        sequence.blocks, sequence.num_published = [], 0
+        self.pool.release(sequence.held_blocks)
+        sequence.blocks, sequence.num_published, sequence.num_passed_blocks = [], 0, 0
         sequence.num_computed_tokens = sequence.num_table_blocks = 0
         if sequence.slot >= 0:
             self._free_slots.append(sequence.slot)
@@ -136,12 +141,24 @@ class Scheduler:
         for part in plan:
             part.sequence.num_computed_tokens += part.num_tokens
             self._publish(part.sequence)
+            self._release_passed(part.sequence)
+
+    def _release_passed(self, sequence: Sequence) -> None:
+        """Gives back the blocks that the window has left. The prefix cache knows them until they are needed."""
+        first = self.reach.first_kept(sequence.num_computed_tokens)
+        if first > sequence.num_passed_blocks:
+            self.pool.release(sequence.blocks[sequence.num_passed_blocks : first])
+            sequence.num_passed_blocks = first
+
+    def most_blocks(self, num_tokens: int) -> int:
+        """Blocks that a sequence of so many tokens holds at most."""
+        return self.reach.most_held(num_tokens, self.max_num_batched_tokens)
 
     def _reserve(self, sequence: Sequence, count: int, plan: list[ScheduledSequence]) -> bool:
         """Takes the blocks that `count` more tokens need, preempting from the back; False if `sequence` itself had to go."""
         if sequence.slot < 0:  # was preempted for one that comes before it
             return False
-        needed = self._num_blocks(sequence.num_computed_tokens + count) - len(sequence.blocks)
+        needed = self.reach.num_blocks(sequence.num_computed_tokens + count) - len(sequence.blocks)
         while needed > 0 and (blocks := self.pool.allocate(needed)) is None:
             victim = self.running[-1]
             self._preempt(victim, plan)
@@ -161,14 +178,16 @@ class Scheduler:
         known = self._known_blocks(sequence)
         num_known_tokens = len(known) * self.block_size
         count = min(sequence.num_tokens - num_known_tokens, budget)
-        needed = self._num_blocks(num_known_tokens + count) - len(known)
-        while needed + self.pool.num_free_of(known) > self.pool.num_free:
+        needed = self.reach.num_blocks(num_known_tokens + count) - len(known)
+        num_passed = self.reach.first_read(num_known_tokens)
+        shared = known[num_passed:]
+        while needed + self.pool.num_free_of(shared) > self.pool.num_free:
             if not self._preempt_for(sequence, plan):
                 return None
-        self.pool.share(known)
+        self.pool.share(shared)
         blocks = self.pool.allocate(needed)
         assert blocks is not None
-        sequence.blocks = [*known, *blocks]
+        sequence.blocks, sequence.num_passed_blocks = [*known, *blocks], num_passed
         sequence.num_computed_tokens, sequence.num_published = num_known_tokens, len(known)
         self._count_hit(sequence, num_known_tokens)
         self.waiting.remove(sequence)
@@ -209,6 +228,7 @@ class Scheduler:
     def _known_blocks(self, sequence: Sequence) -> list[int]:
         """Blocks that hold the sequence's beginning already, from a sibling or from the prefix cache.
 
+        Those before the window of the token that follows may hold anything: what stands for them in the list is not read.
         The last token is always computed, as its logits are wanted; so are all tokens where prompt log-probabilities are.
         """
         request = sequence.request
@@ -216,18 +236,26 @@ class Scheduler:
         if request.wants_prompt_logprobs and sequence is request.sequences[0]:
             return []
         donor = self._sibling_with_prompt(sequence)
-        shared = donor.blocks[: (request.num_prompt_tokens - 1) // self.block_size] if donor else []
+        shared = donor.blocks[: self._num_shared_blocks(request)] if donor else []
         if self.pool.prefix_cache is None:
             return shared
-        cached = self.pool.match(itertools.islice(self._digests(sequence), limit))
+        first_read = None if self.reach.window is None else lambda count: self.reach.first_read(count * self.block_size)
+        cached = self.pool.match(itertools.islice(self._digests(sequence), limit), first_read)
         return cached if len(cached) > len(shared) else shared
 
     def _sibling_with_prompt(self, sequence: Sequence) -> Sequence | None:
-        num_prompt_tokens = sequence.request.num_prompt_tokens
-        for other in sequence.request.sequences:
-            if other is not sequence and other.slot >= 0 and other.num_computed_tokens >= num_prompt_tokens:
+        """A running sequence of the request that has the prompt's KV, as far as one that starts behind it reads it."""
+        request = sequence.request
+        first = self.reach.first_read(self._num_shared_blocks(request) * self.block_size)
+        for other in request.sequences:
+            has_prompt = other.num_computed_tokens >= request.num_prompt_tokens and other.num_passed_blocks <= first
+            if other is not sequence and other.slot >= 0 and has_prompt:
                 return other
         return None
+
+    def _num_shared_blocks(self, request: Request) -> int:
+        """Blocks of the prompt that its sequences share; its last token is computed by each."""
+        return (request.num_prompt_tokens - 1) // self.block_size
 
     def _waits_for_sibling(self, sequence: Sequence) -> bool:
         """Whether another sequence of the request is computing the prompt that this one could share."""
@@ -236,7 +264,10 @@ class Scheduler:
             return False
         if self._sibling_with_prompt(sequence) is not None:
             return False
-        return any(other is not sequence and other.slot >= 0 for other in request.sequences)
+        return any(
+            other is not sequence and other.slot >= 0 and other.num_computed_tokens < request.num_prompt_tokens
+            for other in request.sequences
+        )
 
     def _digests(self, sequence: Sequence) -> Iterator[bytes]:
         """Digests of the sequence's full blocks; computed when they are asked for, and kept."""
@@ -267,9 +298,6 @@ class Scheduler:
 
     # ---- counts --------------------------------------------------------------------------------------------------
 
-    def _num_blocks(self, num_tokens: int) -> int:
-        return -(-num_tokens // self.block_size)
-
     @property
     def num_waiting_tokens(self) -> int:
         """Tokens of waiting sequences, all of which may have to be computed."""
@@ -280,7 +308,7 @@ class Scheduler:
         ledger = self.ledger
         assert ledger.num_admitted == len(self.waiting) + len(self.running) + ledger.num_finished + ledger.num_aborted
         self.pool.check()
-        held = {block for sequence in self.running for block in sequence.blocks}
+        held = {block for sequence in self.running for block in sequence.held_blocks}
         assert len(held) == self.pool.num_used, "a block is held by nobody who runs"
         assert all(not sequence.blocks for sequence in self.waiting)
         assert len({s.slot for s in self.running}) == len(self.running) == self.max_num_seqs - len(self._free_slots)

@@ -14,6 +14,7 @@ from gpu_executor.block_pool import BlockPool
 from gpu_executor.config import ExecutorConfig
 from gpu_executor.engine import Engine
 from gpu_executor.memory import num_kv_blocks
+from gpu_executor.mixers.state import common_window
 from gpu_executor.model_info import ModelInfo, eos_token_ids, read_model_config
 from gpu_executor.model_runner import ModelRunner
 from gpu_executor.models.loader import load_model, resolve_dtype
@@ -41,7 +42,8 @@ def build_engine(config: ExecutorConfig, *, progress: bool = True) -> tuple[Engi
         max_model_len=config.max_model_len, progress=progress,
     )  # fmt: skip
     max_model_len = model.spec.max_model_len
-    num_blocks = num_kv_blocks(config, model.state_layouts, dtype, max_model_len, device)
+    budget = config.max_num_batched_tokens or max(1024 if device.type == "cpu" else 8192, config.max_num_seqs)
+    num_blocks = num_kv_blocks(config, model.state_layouts, dtype, max_model_len, budget, device)
     runner = ModelRunner(
         model,
         num_blocks=num_blocks,
@@ -49,7 +51,6 @@ def build_engine(config: ExecutorConfig, *, progress: bool = True) -> tuple[Engi
         max_num_seqs=config.max_num_seqs,
         max_model_len=max_model_len,
     )
-    budget = config.max_num_batched_tokens or max(1024 if device.type == "cpu" else 8192, config.max_num_seqs)
     beside_decode = config.max_prefill_tokens_beside_decode or (128 if device.type == "cpu" else budget)
     scheduler = Scheduler(
         BlockPool(num_blocks, prefix_caching=config.enable_prefix_caching),
@@ -57,6 +58,7 @@ def build_engine(config: ExecutorConfig, *, progress: bool = True) -> tuple[Engi
         max_num_seqs=config.max_num_seqs,
         max_num_batched_tokens=budget,
         max_prefill_tokens_beside_decode=beside_decode,
+        window=common_window(model.state_layouts, dtype),
     )
     vocab_size = model.spec.vocab_size
     engine = Engine(

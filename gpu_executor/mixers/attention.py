@@ -29,7 +29,7 @@ class AttentionMixer:
     ) -> None:
         """qkv ((H + 2G)K, D), o (D, HK), cos_sin (P, rope_dim) where heads rotate, alibi_slopes (H) float32."""
         self.qkv, self.o, self.cos_sin, self.alibi_slopes = qkv, o, cos_sin, alibi_slopes
-        self.layout = PagedKv(spec.num_kv_heads, spec.head_dim, spec.window)
+        self.layout = PagedKv(spec.num_kv_heads, spec.head_dim, spec.window if spec.causal else None)
         self._q_norm, self._k_norm, self._norms_whole = q_norm, k_norm, spec.qk_norm == "projection"
         self._heads = (spec.num_heads, spec.num_kv_heads, spec.num_kv_heads)
         self._num_heads = sum(self._heads)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Protocol
 
 import torch
@@ -18,6 +19,10 @@ class State(Protocol):
 
 class StateLayout(Protocol):
     """How a layer's memory grows: with the tokens of a sequence, or with the number of sequences."""
+
+    @property
+    def window(self) -> int | None:
+        """Tokens of a sequence, the current one included, whose memory in blocks is read; None if all are."""
 
     def bytes_per_token(self, dtype: torch.dtype) -> int:
         """Memory of one token in blocks; 0 if none is kept there."""
@@ -49,7 +54,7 @@ class PagedKv:
 
     num_kv_heads: int
     head_dim: int
-    window: int | None = None  # older keys are never read
+    window: int | None = None
 
     def bytes_per_token(self, dtype: torch.dtype) -> int:
         return 2 * self.num_kv_heads * self.head_dim * dtype.itemsize
@@ -62,3 +67,9 @@ class PagedKv:
     ) -> KvCache:
         shape = (num_blocks, self.num_kv_heads, block_size, self.head_dim)
         return KvCache(torch.empty(shape, dtype=dtype, device=device), torch.empty(shape, dtype=dtype, device=device))
+
+
+def common_window(layouts: Iterable[StateLayout | None], dtype: torch.dtype) -> int | None:
+    """Tokens whose memory in blocks some layer still reads: the widest window; None if some layer has none."""
+    windows = [layout.window for layout in layouts if layout is not None and layout.bytes_per_token(dtype)]
+    return None if not windows or None in windows else max(windows)

@@ -45,9 +45,12 @@ def paged_attention(
         n = starts[r + 1] - starts[r]
         if n == 0:
             continue
-        pages = block_table[r, : -(-length // block_size)].long()
-        k, v = (  # (L, H, K): pages in order, cut to the sequence so that nothing of an old page is read
-            cache[pages].transpose(1, 2).flatten(0, 1)[:length].float().repeat_interleave(group, dim=1)
+        oldest = max(0, length - n - window + 1) if window is not None and causal else 0
+        first_page = oldest // block_size
+        pages = block_table[r, first_page : -(-length // block_size)].long()
+        rows_read = slice(oldest - first_page * block_size, length - first_page * block_size)
+        k, v = (  # (L, H, K): pages in order, cut so that nothing of an old page, or of one before the window, is read
+            cache[pages].transpose(1, 2).flatten(0, 1)[rows_read].float().repeat_interleave(group, dim=1)
             for cache in (k_cache, v_cache)
         )
         rows = slice(starts[r], starts[r + 1])
@@ -55,12 +58,12 @@ def paged_attention(
         if softcap is not None:
             scores = softcap * torch.tanh(scores / softcap)
         query_positions = torch.arange(length - n, length, device=q.device)[:, None]  # (n, 1)
-        key_positions = torch.arange(length, device=q.device)[None]  # (1, L)
+        key_positions = torch.arange(oldest, length, device=q.device)[None]  # (1, L)
         if alibi_slopes is not None:
             scores = scores + alibi_slopes.float()[:, None, None] * (key_positions - query_positions)
         scores = scores.masked_fill(~visible_keys(query_positions, key_positions, window, causal), -torch.inf)
         if sinks is not None:  # a key of that score whose value is zero
             scores = torch.cat((scores, sinks.float()[:, None, None].expand(-1, n, 1)), dim=-1)
-        probabilities = scores.softmax(-1)[..., :length]
+        probabilities = scores.softmax(-1)[..., : length - oldest]
         out[rows] = torch.einsum("hnl,lhk->nhk", probabilities, v).to(q.dtype)
     return out

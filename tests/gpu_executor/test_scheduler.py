@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 
 from gpu_executor.block_pool import BlockPool
+from gpu_executor.block_reach import BlockReach
 from gpu_executor.request import FinishReason, Request, Sampling
 from gpu_executor.scheduler import ScheduledSequence, Scheduler
 
@@ -35,16 +36,32 @@ class FakeModel:
                 self.slots[slot] = (sequence.token_ids[position], hash(tuple(sequence.token_ids[: position + 1])))
         for part in plan:
             sequence = part.sequence
-            for position in range(sequence.num_computed_tokens + part.num_tokens):
+            first = sequence.num_computed_tokens - (self.scheduler.reach.window or 10**6) + 1
+            for position in range(max(0, first), sequence.num_computed_tokens + part.num_tokens):
                 slot = sequence.blocks[position // BLOCK] * BLOCK + position % BLOCK
                 assert self.slots[slot][1] == hash(tuple(sequence.token_ids[: position + 1])), "foreign KV is read"
+
+    def poison_free_blocks(self) -> None:
+        """What nobody holds and nobody can find must not be read again before it is written."""
+        pool = self.scheduler.pool
+        held = {block for sequence in self.scheduler.running for block in sequence.held_blocks}
+        for block in range(pool.num_blocks):
+            if block not in held and not (pool.prefix_cache and pool.prefix_cache.knows(block)):
+                for slot in range(block * BLOCK, (block + 1) * BLOCK):
+                    self.slots.pop(slot, None)
 
     def next_token(self, token_ids: list[int]) -> int:
         return hash(tuple(token_ids)) % 7
 
 
 def make_scheduler(
-    num_blocks: int = 32, *, caching: bool = True, seqs: int = 8, budget: int = 16, beside: int = 8
+    num_blocks: int = 32,
+    *,
+    caching: bool = True,
+    seqs: int = 8,
+    budget: int = 16,
+    beside: int = 8,
+    window: int | None = None,
 ) -> Scheduler:
     return Scheduler(
         BlockPool(num_blocks, prefix_caching=caching),
@@ -52,6 +69,7 @@ def make_scheduler(
         max_num_seqs=seqs,
         max_num_batched_tokens=budget,
         max_prefill_tokens_beside_decode=beside,
+        window=window,
     )
 
 
@@ -61,6 +79,10 @@ def step(scheduler: Scheduler, model: FakeModel) -> list[ScheduledSequence]:
     assert all(part.num_tokens > 0 for part in plan)
     assert len({id(part.sequence) for part in plan}) == len(plan)
     scheduler.check()
+    for part in plan:
+        held = len(part.sequence.held_blocks)
+        assert held <= scheduler.most_blocks(part.sequence.num_tokens)
+        assert held <= scheduler.reach.most_held(part.sequence.num_tokens, part.num_tokens)
     model.run(plan)
     samples = [part.sequence for part in plan if part.samples]
     scheduler.update(plan)
@@ -69,6 +91,7 @@ def step(scheduler: Scheduler, model: FakeModel) -> list[ScheduledSequence]:
         if sequence.finish_reason is not None:
             scheduler.finish(sequence)
     scheduler.check()
+    model.poison_free_blocks()
     return plan
 
 
@@ -104,16 +127,18 @@ requests = st.builds(
 @given(
     data=st.data(),
     asked=st.lists(requests, min_size=1, max_size=14),
-    num_blocks=st.integers(6, 16),
+    spare_blocks=st.integers(0, 10),
     caching=st.booleans(),
     seqs=st.integers(1, 6),
     budget=st.integers(6, 40),
     beside=st.integers(1, 16),
+    window=st.none() | st.integers(1, 14),
 )
 def test_every_sequence_ends_once_with_the_tokens_it_has_alone(
-    data, asked, num_blocks, caching, seqs, budget, beside
+    data, asked, spare_blocks, caching, seqs, budget, beside, window
 ) -> None:
-    scheduler = make_scheduler(num_blocks, caching=caching, seqs=seqs, budget=budget, beside=beside)
+    num_blocks = BlockReach(BLOCK, window).most_held(24, budget) + spare_blocks  # of the longest request
+    scheduler = make_scheduler(num_blocks, caching=caching, seqs=seqs, budget=budget, beside=beside, window=window)
     model = FakeModel(scheduler)
     made = []
     for key, (prompt, max_tokens, n, priority, stop) in enumerate(asked):
@@ -224,3 +249,57 @@ def test_abort_frees_blocks_at_once(when: str) -> None:
     assert scheduler.pool.num_used == 0 and request.sequences[0].finish_reason is FinishReason.ABORT
     scheduler.check()
     assert scheduler.schedule() == []
+
+
+def test_a_window_bounds_the_blocks_of_a_sequence_of_any_length() -> None:
+    scheduler = make_scheduler(5, caching=False, budget=8, window=9)
+    model = FakeModel(scheduler)
+    request = Request("long", [1, 2, 3] * 50, Sampling(max_tokens=200))
+    assert scheduler.most_blocks(350) == 5
+    scheduler.add(request)
+    run_all(scheduler, model)
+    assert request.sequences[0].output_token_ids == alone(request)[0]
+    assert scheduler.pool.num_used == 0 and scheduler.ledger.num_preemptions == 0
+
+
+def test_a_prefix_whose_window_is_gone_is_not_found_but_a_shorter_one_is() -> None:
+    scheduler = make_scheduler(9, budget=64, window=5)
+    model = FakeModel(scheduler)
+    prompt = list(range(32))
+    first = Request("first", prompt, Sampling(max_tokens=1))
+    scheduler.add(first)
+    step(scheduler, model)
+    cache, digests = scheduler.pool.prefix_cache, first.sequences[0].digests
+    assert [cache.match([digest]) != [] for digest in digests] == [True] * 8
+    cache.forget(cache.match(digests)[0])  # before every window that matters
+    cache.forget(cache.match([digests[6]])[0])  # in the window of a query at position 28
+    again = Request("again", prompt, Sampling(max_tokens=1))
+    scheduler.add(again)
+    plan = step(scheduler, model)
+    assert plan[0].num_tokens == 32 - 6 * BLOCK and again.num_cached_tokens == 6 * BLOCK
+    assert again.finished and again.sequences[0].output_token_ids == alone(again)[0]
+
+
+@pytest.mark.parametrize("prompt_length", range(9, 18))
+def test_sequences_of_one_request_share_the_window_of_its_prompt(prompt_length: int) -> None:
+    scheduler = make_scheduler(64, caching=False, budget=64, window=BLOCK)
+    model = FakeModel(scheduler)
+    request = Request("n", list(range(prompt_length)), Sampling(max_tokens=9, n=3))
+    scheduler.add(request)
+    step(scheduler, model)
+    plan = step(scheduler, model)
+    computed_again = (prompt_length - 1) % BLOCK + 1
+    assert [part.num_tokens for part in plan] == [1, computed_again, computed_again]
+    run_all(scheduler, model)
+    assert [sequence.output_token_ids for sequence in request.sequences] == alone(request)
+
+
+def test_a_sequence_does_not_wait_for_siblings_whose_prompt_has_left_the_window() -> None:
+    scheduler = make_scheduler(64, caching=False, seqs=2, budget=64, window=2)
+    model = FakeModel(scheduler)
+    scheduler.add(Request("before", [1], Sampling(max_tokens=9)))
+    request = Request("n", list(range(12)), Sampling(max_tokens=20, n=2))
+    scheduler.add(request)
+    for _ in range(9):
+        step(scheduler, model)
+    assert [part.num_tokens for part in step(scheduler, model)] == [1, 8]  # the prompt's first chunk, once more

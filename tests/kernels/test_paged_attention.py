@@ -111,10 +111,12 @@ def test_attention_equals_torch(path: str) -> None:
 def test_pages_that_left_the_window_may_be_freed(path: str, dtype: torch.dtype) -> None:
     case = make_case((4, 2, 64, 16), [(1, 200), (20, 200)], dtype)
     expected = paged_attention(*case.args, scale=0.1, window=30)
+    defined = reference.paged_attention(*case.args, scale=0.1, window=30)
     case.k_cache[case.block_table[:, :9].long()] = torch.nan  # positions below 144
     case.v_cache[case.block_table[:, :9].long()] = torch.nan
     case.block_table[:, :9] = -1
     assert torch.equal(paged_attention(*case.args, scale=0.1, window=30), expected)
+    assert torch.equal(reference.paged_attention(*case.args, scale=0.1, window=30), defined)
 
 
 def test_queries_may_be_a_slice_of_a_wider_tensor(path: str, dtype: torch.dtype) -> None:

@@ -119,9 +119,9 @@ def test_after_forced_preemption(reference: Reference, caching: bool) -> None:
 
 
 def test_when_memory_runs_out(reference: Reference) -> None:
-    engine = engine_of(reference, max_model_len=128, block_size=4)
+    engine = engine_of(reference, max_model_len=128, block_size=4, max_num_batched_tokens=40)
     pool = engine.scheduler.pool
-    held = pool.allocate(pool.num_blocks - 33)
+    held = pool.allocate(pool.num_blocks - engine.scheduler.most_blocks(128) - 1)
     check(reference, generate(engine, reference.prompts))
     assert engine.scheduler.ledger.num_preemptions > 0
     pool.release(held)
