@@ -40,6 +40,11 @@ class ConfigReader:
         """Whether the key is there, be it null."""
         return name in self.data
 
+    def updated(self, values: dict[str, Any]) -> ConfigReader:
+        """The same config with other values, or under other names; None leaves a key as it is."""
+        changes = {name: value for name, value in values.items() if value is not None}
+        return ConfigReader(self.data | changes, self.max_model_len, self.where)
+
     def integer(self, *names: str, default: Any = _REQUIRED) -> Any:
         """A whole number above 0, or the default as it is."""
         value = self(*names, default=default)

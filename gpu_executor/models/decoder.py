@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import collections
+
 import torch
 
 from gpu_executor.batch import Batch
@@ -36,7 +38,9 @@ class Decoder:
         self._head = Linear(head, weights.get("head.bias"))
         self._masked_ids = torch.tensor(decoder.masked_ids, device=device) if decoder.masked_ids else None
         self._starts = {skip.start for skip in decoder.skips}
-        self._skips = {skip.into: skip for skip in decoder.skips}
+        self._skips = collections.defaultdict(list)
+        for skip in decoder.skips:
+            self._skips[skip.into].append(skip)
 
     @property
     def state_layouts(self) -> tuple[StateLayout | None, ...]:
@@ -50,8 +54,7 @@ class Decoder:
         for index, (block, state) in enumerate(zip(self.blocks, states, strict=True)):
             if index in self._starts:
                 saved[index] = x.clone() if residual is None else x + residual
-            if index in self._skips:
-                skip = self._skips[index]
+            for skip in self._skips.get(index, ()):
                 stream = x if residual is None else x + residual
                 x, residual = torch.lerp(stream, saved[skip.start], skip.weight), None
             x, residual = block(x, residual, batch, state)

@@ -96,14 +96,31 @@ def split_qkv(
     return Rule(pattern, tuple(target.format(part) for part in "qkv"), split, optional)
 
 
-def split_gate_up(pattern: str, target: str, *, transposed: bool = False, optional: bool = False) -> Rule:
-    """A fused projection of gate (first half of the outputs) and up, or its bias; `{}` in the target stands for each."""
+def split_kv(pattern: str, target: str, attention: Attention, *, optional: bool = False) -> Rule:
+    """A fused projection of keys and values, or its bias: each kv head's key, then its value; `{}` stands for k and v."""
+    groups, head_dim = attention.num_kv_heads, attention.head_dim
+
+    def split_keys_values(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        if len(tensor) != 2 * groups * head_dim:
+            raise CheckpointError(
+                f"its {len(tensor)} outputs are not the keys and values of {groups} kv heads of {head_dim}"
+            )
+        heads = tensor.unflatten(0, (groups, 2, head_dim))  # (G, 2, K, ...)
+        return heads[:, 0].flatten(0, 1), heads[:, 1].flatten(0, 1)
+
+    return Rule(pattern, tuple(target.format(part) for part in "kv"), split_keys_values, optional)
+
+
+def split_gate_up(
+    pattern: str, target: str, *, interleaved: bool = False, transposed: bool = False, optional: bool = False
+) -> Rule:
+    """A fused projection of gate and up, or its bias: two halves, or by turns; `{}` in the target stands for each."""
 
     def split_halves(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
         rows = _outputs_first(tensor) if transposed else tensor
         if len(rows) % 2:
             raise CheckpointError(f"its {len(rows)} outputs are not two halves")
-        return rows.chunk(2)
+        return (rows[0::2], rows[1::2]) if interleaved else rows.chunk(2)
 
     return Rule(pattern, tuple(target.format(part) for part in ("gate", "up")), split_halves, optional)
 

@@ -1,0 +1,31 @@
+"""MiniCPM (Hu et al., 2024) and MiniCPM4 (2025): Llama with scaled embeddings, branches and logits."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from gpu_executor.models.config_reader import ConfigReader
+from gpu_executor.models.families.llama import GATE, LLAMA_RULES, read_attention, read_model
+from gpu_executor.models.registry import Resolved, architecture
+from gpu_executor.models.spec import ModelSpec
+
+
+@architecture("MiniCPMForCausalLM", examples="MiniCPM4 8B, MiniCPM4 0.5B, MiniCPM 2B, MiniCPM 1B")
+def minicpm(config: ConfigReader, architecture: str) -> Resolved:
+    # MiniCPM4's sparse_config acts on prompts longer than its dense_len only, and vLLM has none of it.
+    config = config.updated({"tie_word_embeddings": config.flag("tie_word_embeddings", default=True)})
+    mixers = [read_attention(config)] * config.integer("num_hidden_layers")
+    return Resolved(scaled(config, read_model(config, architecture, mixers)), LLAMA_RULES, GATE)
+
+
+def scaled(config: ConfigReader, spec: ModelSpec) -> ModelSpec:
+    """The model with MiniCPM's scales: of the embedding, of what each branch adds, and of the head."""
+    decoder = spec.decoder
+    branches = config.number("scale_depth", default=1.0) / len(decoder.layers) ** 0.5
+    decoder = dataclasses.replace(
+        decoder,
+        layers=tuple(dataclasses.replace(layer, residual_scale=branches) for layer in decoder.layers),
+        embed_scale=config.number("scale_emb", default=1.0),
+        logit_scale=config.integer("dim_model_base", default=1) / decoder.hidden_size,
+    )
+    return dataclasses.replace(spec, decoder=decoder)
