@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,7 +19,7 @@ def text_of(token_ids: Sequence[int]) -> str:
 
 
 class FakePreprocessor:
-    """A character is a token."""
+    """A character is a token. While `gate` is not set, threads that encode wait for it."""
 
     has_tokenizer = True
     has_chat_template = False
@@ -29,9 +30,12 @@ class FakePreprocessor:
 
     def __init__(self) -> None:
         self.num_encoded = 0
+        self.gate = threading.Event()
+        self.gate.set()
 
     def encode(self, prompt: prompt_pb2.Prompt, *, add_special_tokens: bool = True) -> list[int]:
         self.num_encoded += 1
+        assert self.gate.wait(10), "the test never opened the gate"
         kind = prompt.WhichOneof("kind")
         if kind == "text":
             token_ids = [ord(c) % 128 for c in prompt.text]

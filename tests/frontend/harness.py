@@ -133,6 +133,12 @@ def stream_request(
     )
 
 
+def client_channel(port: int) -> grpc.aio.Channel:
+    """A client's connection of its own, whose window stays as small as it begins (64 KiB)."""
+    options = (("grpc.use_local_subchannel_pool", 1), ("grpc.http2.bdp_probe", 0))
+    return grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=options)
+
+
 @contextlib.asynccontextmanager
 async def tier(
     *executors: FakeExecutor, ready: int | None = None, session: dict[str, Any] | None = None, **settings: Any
@@ -156,7 +162,7 @@ async def tier(
         make_text=FakeText,
     )
     port = await server.start()
-    channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=(("grpc.use_local_subchannel_pool", 1),))
+    channel = client_channel(port)
     try:
         up = Tier(server, port, list(executors), channel)
         up.preprocessor = preprocessor
