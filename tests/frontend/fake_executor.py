@@ -71,6 +71,8 @@ class FakeExecutor:
             model_digest=model_digest, tokenizer_digest=tokenizer_digest, vocab_size=vocab_size
         )
         self.draining, self.silent = False, False
+        self.welcomes, self.accepts = True, True  # off: says nothing of a session, or of a Submit
+        self.checks_fingerprint = True
         self.rejection: wire.Rejected | None = None  # for the next Submit
         self.rejects_all: wire.Rejected | None = None
         self.tamper: Callable[[wire.StepFrame], list[wire.StepFrame]] = lambda frame: [frame]
@@ -138,27 +140,15 @@ class FakeExecutor:
         self, requests: AsyncIterator[wire.SessionRequest], context: grpc.aio.ServicerContext
     ) -> AsyncIterator[wire.SessionResponse]:
         hello = (await anext(aiter(requests))).hello
-        for name in ("model_digest", "tokenizer_digest"):
+        for name in ("model_digest", "tokenizer_digest") if self.checks_fingerprint else ():
             ours, theirs = getattr(self.fingerprint, name), getattr(hello.fingerprint, name)
             if ours and theirs and ours != theirs:
                 raise FailedPrecondition(f"{name} differs")
         session = Session()
         self.sessions.add(session)
         self.num_sessions += 1
-        session.send(
-            welcome=wire.Welcome(
-                executor_id=f"fake-{self.port}",
-                fingerprint=self.fingerprint,
-                lease_ms=self.lease_ms,
-                max_model_len=self.max_model_len,
-                architecture="FakeForCausalLM",
-                eos_token_ids=[],
-                block_size=self.block_size,
-                num_blocks=64,
-                max_num_seqs=16,
-                prefix_caching=True,
-            )
-        )
+        if self.welcomes:
+            session.send(welcome=self._welcome())
         if self.draining:
             session.send(draining=wire.Draining())
         reader = asyncio.create_task(self._read(session, requests))
@@ -173,6 +163,20 @@ class FakeExecutor:
             self.sessions.discard(session)
             with contextlib.suppress(RuntimeError, asyncio.CancelledError):
                 await self._note()
+
+    def _welcome(self) -> wire.Welcome:
+        return wire.Welcome(
+            executor_id=f"fake-{self.port}",
+            fingerprint=self.fingerprint,
+            lease_ms=self.lease_ms,
+            max_model_len=self.max_model_len,
+            architecture="FakeForCausalLM",
+            eos_token_ids=[],
+            block_size=self.block_size,
+            num_blocks=64,
+            max_num_seqs=16,
+            prefix_caching=True,
+        )
 
     async def _read(self, session: Session, requests: AsyncIterator[wire.SessionRequest]) -> None:
         async for request in requests:
@@ -204,7 +208,8 @@ class FakeExecutor:
             if resumed.finished:
                 running.open.discard(resumed.sequence_index)
         session.requests[submit.handle] = running
-        session.send(accepted=wire.Accepted(handle=submit.handle))
+        if self.accepts:
+            session.send(accepted=wire.Accepted(handle=submit.handle))
         self._work.set()
 
     def _abort(self, session: Session, abort: wire.Abort) -> None:
