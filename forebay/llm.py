@@ -144,7 +144,7 @@ class LLM:
     def _step_until_done(self, runs: list[_Run], *, show: bool) -> None:
         engine, by_key = self._engine, {run.key: run for run in runs}
         # The next one is at the end: the engine is given few at a time, so the order among the rest is kept here.
-        waiting = sorted(runs[::-1], key=lambda run: run.request.priority, reverse=True)
+        waiting = sorted(runs, key=lambda run: (run.request.priority, run.key), reverse=True)
         with tqdm(total=len(runs), desc="generating", unit="prompt", disable=None if show else True) as bar:
             try:
                 while waiting or engine.has_work:

@@ -27,7 +27,7 @@ CHAT = [{"role": "user", "content": "What is the json module for?"}]
 @pytest.fixture(scope="module")
 def llm() -> Iterator[LLM]:
     """The embedded model in float32."""
-    with LLM(str(MODEL), dtype="float32", kv_cache_memory_bytes=32 << 20, disable_tqdm=True) as llm:
+    with LLM(str(MODEL), dtype="float32", kv_cache_memory_bytes=32 << 20, num_threads=1, disable_tqdm=True) as llm:
         yield llm
 
 
@@ -193,7 +193,9 @@ def test_logprobs_are_none_where_nobody_asked(llm: LLM) -> None:
 
 
 def test_a_lower_priority_value_runs_earlier() -> None:
-    with LLM(str(MODEL), dtype="float32", max_num_seqs=1, kv_cache_memory_bytes=8 << 20, disable_tqdm=True) as llm:
+    with LLM(
+        str(MODEL), dtype="float32", max_num_seqs=1, kv_cache_memory_bytes=8 << 20, num_threads=1, disable_tqdm=True
+    ) as llm:
         order: list[int] = []
         step = llm._engine.step
 
@@ -292,7 +294,7 @@ def test_a_folder_without_a_tokenizer_serves_token_ids(tmp_path: Path) -> None:
     for name in ("config.json", "generation_config.json", "model.safetensors"):
         shutil.copy(MODEL / name, tmp_path)
     prompt_ids, ids = reference_ids(PROMPTS[0])
-    with LLM(str(tmp_path), dtype="float32", kv_cache_memory_bytes=8 << 20, disable_tqdm=True) as llm:
+    with LLM(str(tmp_path), dtype="float32", kv_cache_memory_bytes=8 << 20, num_threads=1, disable_tqdm=True) as llm:
         params = SamplingParams(temperature=0, max_tokens=24, logprobs=1)
         (output,) = llm.generate(prompt_token_ids=prompt_ids, sampling_params=params)
         assert output.outputs[0].token_ids == ids and output.outputs[0].text == ""
@@ -311,7 +313,7 @@ def test_the_models_own_sampling_defaults_hold_where_nothing_is_set(tmp_path: Pa
     shutil.copytree(MODEL, tmp_path, dirs_exist_ok=True)
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": [0, 2], "temperature": 0.0}')
     _, ids = reference_ids(PROMPTS[0])
-    with LLM(str(tmp_path), dtype="float32", kv_cache_memory_bytes=8 << 20, disable_tqdm=True) as llm:
+    with LLM(str(tmp_path), dtype="float32", kv_cache_memory_bytes=8 << 20, num_threads=1, disable_tqdm=True) as llm:
         (output,) = llm.generate(PROMPTS[0], SamplingParams(max_tokens=24))
         assert output.outputs[0].token_ids == ids
         (hot,) = llm.generate(PROMPTS[0], SamplingParams(max_tokens=24, temperature=2.0, seed=0))

@@ -1,0 +1,125 @@
+"""Owns how `forebay describe` writes a description: the spec, a table of weights, the rules, memory."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import re
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from forebay.cli.describe import DescribedWeight, Description
+
+_LAYER = re.compile(r"(?<=\.)\d+(?=\.)|^\d+(?=\.)")
+_SHOWN_ITEMS = 4  # of a long tuple
+
+
+def description_lines(description: Description, *, all_layers: bool) -> Iterator[str]:
+    """The lines; unless `all_layers`, weights that differ in nothing but the layer share one."""
+    spec, dtype = description.resolved.spec, str(description.dtype).removeprefix("torch.")
+    yield from _spec_lines(spec)
+    yield ""
+    yield from _weight_lines(description, dtype, all_layers)
+    yield ""
+    shapes = [weight.shape for weight in description.weights if weight.name]
+    num_parameters = sum(map(math.prod, shapes))
+    per_token, block_size = description.bytes_per_token, description.block_size
+    sequence = per_token * block_size * -(-spec.max_model_len // block_size)
+    yield f"weights   {num_parameters:,} parameters, {_size(num_parameters * description.dtype.itemsize)} in {dtype}"
+    yield (
+        f"KV cache  {_size(per_token)} per token, {_size(per_token * block_size)} per block of {block_size} tokens, "
+        f"{_size(sequence)} for a sequence of {spec.max_model_len:,}"
+    )
+
+
+def _spec_lines(value: Any, indent: str = "") -> Iterator[str]:
+    """A line per field that is not as usual; what has layers goes on one level below, with equal layers in one line."""
+    for field in dataclasses.fields(value):
+        item = getattr(value, field.name)
+        if field.name == "layers":
+            start = 0
+            for layer, run in itertools.groupby(item):
+                end = start + len(list(run))
+                yield f"{indent}layers {_span(start, end - 1)}"
+                yield from _spec_lines(layer, indent + "  ")
+                start = end
+        elif hasattr(item, "layers"):
+            yield f"{indent}{field.name}"
+            yield from _spec_lines(item, indent + "  ")
+        elif item != field.default:
+            yield f"{indent + field.name:15} {_spelled(item)}"
+
+
+def _spelled(value: Any) -> str:
+    """A dataclass without what is None; a long tuple shortened."""
+    if dataclasses.is_dataclass(value):
+        items = ((field.name, getattr(value, field.name)) for field in dataclasses.fields(value))
+        inner = ", ".join(f"{name}={_spelled(item)}" for name, item in items if item is not None)
+        return f"{type(value).__name__}({inner})"
+    if isinstance(value, tuple) and len(value) > _SHOWN_ITEMS:
+        return f"({', '.join(map(_spelled, value[:_SHOWN_ITEMS]))}, … {len(value)} in all)"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}" if value >= 10_000 else str(value)
+    return value if isinstance(value, str) else repr(value)
+
+
+def _weight_lines(description: Description, dtype: str, all_layers: bool) -> Iterator[str]:
+    """The table of weights, then the rules by their numbers."""
+    rules = list(dict.fromkeys(weight.rule for weight in description.weights if weight.rule))
+    table = [("weight", "shape", "dtype", "role", "bytes", "rule", "tensor")]
+    for group in _groups(description.weights, all_layers):
+        weight = group[0]
+        num_bytes = math.prod(weight.shape) * description.dtype.itemsize * len(group)
+        table.append(
+            (
+                _joined([item.name for item in group]) or "(skipped)",
+                "×".join(map(str, weight.shape)),
+                dtype if weight.name else "",
+                weight.role,
+                _size(num_bytes) if weight.name else "",
+                str(rules.index(weight.rule) + 1) if weight.rule else "",
+                _joined([item.source for item in group]) or "random",
+            )
+        )
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for row in table:
+        yield "  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
+    if rules:
+        yield ""
+        yield from (f"rule {number:2}  {rule}" for number, rule in enumerate(rules, 1))
+
+
+def _groups(weights: Sequence[DescribedWeight], all_layers: bool) -> list[list[DescribedWeight]]:
+    """Weights that are the same in each layer together, by the place of the first one."""
+    groups: dict[Any, list[DescribedWeight]] = {}
+    for index, weight in enumerate(weights):
+        names = (_LAYER.sub("*", weight.name, 1), _LAYER.sub("*", weight.source, 1))
+        key = index if all_layers else (*names, weight.shape, weight.role, weight.rule)
+        groups.setdefault(key, []).append(weight)
+    return list(groups.values())
+
+
+def _joined(names: list[str]) -> str:
+    """`layers.0-3.norm` for the same name in several layers; `layers.0,2.norm` where they are not in a row."""
+    if len(names) == 1:
+        return names[0]
+    numbers = sorted(int(match[0]) for name in names if (match := _LAYER.search(name)))
+    if not numbers:
+        return names[0]
+    runs = itertools.groupby(enumerate(numbers), key=lambda pair: pair[1] - pair[0])
+    spans = [[number for _, number in run] for _, run in runs]
+    return _LAYER.sub(",".join(_span(span[0], span[-1]) for span in spans), names[0], 1)
+
+
+def _span(first: int, last: int) -> str:
+    return str(first) if first == last else f"{first}-{last}"
+
+
+def _size(num_bytes: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if num_bytes < 1024:
+            return f"{num_bytes:.4g} {unit}"
+        num_bytes /= 1024
+    return f"{num_bytes:.4g} TiB"
