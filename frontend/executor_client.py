@@ -229,11 +229,6 @@ class ExecutorClient:
         response = _parse(data)
         if not response.HasField("welcome"):
             raise ProtocolError("the first message is not Welcome")
-        try:
-            self._events.check_welcome(self, response.welcome)
-        except FailedPrecondition:
-            self.state = State.REFUSED
-            raise
         return response.welcome
 
     async def _raise_status(self, call: grpc.aio.StreamStreamCall) -> None:
@@ -244,6 +239,11 @@ class ExecutorClient:
         raise grpc.aio.AioRpcError(code, await call.initial_metadata(), await call.trailing_metadata(), details)
 
     def _begin(self, welcome: wire.Welcome) -> None:
+        try:  # here, and not where it arrived: two executors that differ must not be let in at the same time
+            self._events.check_welcome(self, welcome)
+        except FailedPrecondition:
+            self.state = State.REFUSED
+            raise
         self.welcome, self.load = welcome, ExecutorLoad(welcome)
         self._next_handle, self._last_step = 1, 0
         self._last_progress = asyncio.get_running_loop().time()

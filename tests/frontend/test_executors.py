@@ -224,3 +224,12 @@ async def test_executor_that_was_refused_is_served_once_it_fits() -> None:
         executor.fingerprint.model_digest = "digest"
         await up.until_ready(1)
         await up.generate()
+
+
+@pytest.mark.parametrize("difference", [{"vocab_size": 999}, {"max_model_len": 50_000}], ids=str)
+async def test_executors_must_agree_with_each_other(difference: dict, caplog: pytest.LogCaptureFixture) -> None:
+    first, other = FakeExecutor(auto=True), FakeExecutor(auto=True, **difference)
+    async with tier(first, other, ready=1) as up:
+        await until(lambda: "its model is not the one of executor" in caplog.text)
+        await up.generate()
+        assert up.server.dispatcher.num_ready == 1
