@@ -27,10 +27,12 @@ class PrefixIndex:
     def __len__(self) -> int:
         return len(self._hashes)
 
-    def add(self, hashes: Iterable[int]) -> None:
-        """Notes blocks that are there, or will be soon."""
+    def add(self, hashes: Sequence[int]) -> None:
+        """Notes blocks that are there, or will be soon; a prompt's first blocks first."""
         known = self._hashes
-        for value in hashes:
+        for value in reversed(
+            hashes
+        ):  # the first ones are the last to be forgotten: the rest is worth nothing without them
             known[value] = None
             known.move_to_end(value)
         while len(known) > self._max_blocks:

@@ -104,6 +104,12 @@ def test_hashes_are_computed_once_per_block_size_and_up_to_a_limit() -> None:
     assert prefix_hashes(flight, 32) != prefix_hashes(flight, 16)
 
 
+def test_prefix_that_is_too_long_for_the_index_is_forgotten_from_its_end() -> None:
+    load, prompt = load_of(num_blocks=10), list(range(100))
+    load.expect(flight_of(prompt))
+    assert load.cost(flight_of(prompt)) == 100 - 10 * BLOCK_SIZE
+
+
 @given(
     max_blocks=st.integers(0, 8),
     events=st.lists(st.tuples(st.booleans(), st.lists(st.integers(0, 12), max_size=10)), max_size=30),
@@ -115,7 +121,7 @@ def test_index_forgets_the_least_recently_seen(
     index, known = PrefixIndex(max_blocks), OrderedDict()
     for stored, hashes in events:
         (index.add if stored else index.remove)(hashes)
-        for value in hashes:
+        for value in reversed(hashes):
             known.pop(value, None)
             if stored:
                 known[value] = None
