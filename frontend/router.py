@@ -30,9 +30,7 @@ class PrefixIndex:
     def add(self, hashes: Sequence[int]) -> None:
         """Notes blocks that are there, or will be soon; a prompt's first blocks first."""
         known = self._hashes
-        for value in reversed(
-            hashes
-        ):  # the first ones are the last to be forgotten: the rest is worth nothing without them
+        for value in reversed(hashes):  # the first are forgotten last: without them the rest is worth nothing
             known[value] = None
             known.move_to_end(value)
         while len(known) > self._max_blocks:
