@@ -43,8 +43,8 @@ def family_rows(architectures: Iterable[Architecture]) -> list[FamilyRow]:
     for found in architectures:
         key = (found.family, found.tasks, found.inputs)
         row = rows.get(key, FamilyRow(found.family, (), (), found.tasks, found.inputs))
-        examples = (*row.examples, *(example.strip() for example in found.examples.split(",")))
-        rows[key] = row._replace(names=(*row.names, found.name), examples=tuple(dict.fromkeys(examples)))
+        examples = tuple(dict.fromkeys((*row.examples, found.examples)))
+        rows[key] = row._replace(names=(*row.names, found.name), examples=examples)
     return sorted(rows.values())
 
 
