@@ -74,6 +74,7 @@ class Demultiplexer:
             handles, frame.epochs, frame.sequence_indexes, frame.token_indexes, lengths, strict=True
         ):
             start, end = end, end + length
+            finish = finishes.pop((handle, sequence_index), None) if finishes else None
             flight = flights.get(handle)
             if flight is None or flight.epoch != epoch:
                 counts.late += 1
@@ -82,7 +83,6 @@ class Demultiplexer:
             if impossible and max(delta, default=0) >= self._vocab_size:
                 self._drop(flight)
                 continue
-            finish = finishes.pop((handle, sequence_index), None) if finishes else None
             self._hand_over(flight, sequence_index, token_index, delta, logprobs, finish)
         for (handle, sequence_index), finish in finishes.items():  # sequences that ended without a token
             flight = flights.get(handle)

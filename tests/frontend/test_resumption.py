@@ -268,3 +268,22 @@ async def test_executor_without_requests_is_not_stalled() -> None:
         renews = up.executor.num_renews
         await up.executor.saw(lambda: up.executor.num_renews >= renews + 10)  # several times the limit
         assert up.executor.num_sessions == 1
+
+
+async def test_frames_of_another_life_are_dropped() -> None:
+    async with tier(FakeExecutor()) as up:
+
+        def haunted(frame: wire.StepFrame) -> list[wire.StepFrame]:
+            zombies = [wire.StepFrame.FromString(frame.SerializeToString()) for _ in range(3)]
+            zombies[0].epochs[0] += 1
+            zombies[1].handles[0] += 1000
+            for finish in zombies[1].finishes:
+                finish.handle += 1000
+            for zombie in zombies[:2]:
+                zombie.token_ids[0] = 999
+                zombie.token_indexes[0] = 0
+            return [zombies[0], zombies[1], frame, zombies[2]]
+
+        up.executor.tamper = haunted
+        up.executor.auto = True
+        check_whole(await up.stream(max_tokens=NUM_TOKENS).read())
