@@ -56,7 +56,7 @@ class Dispatcher:
         self._name, self._addresses = resolver.parse_executors(executors)
         self._settings, self._wait_s, self._dns_refresh_s = settings, wait_s, dns_refresh_s
         self._clients: dict[str, ExecutorClient] = {}
-        self._waiting: set[Flight] = set()
+        self._waiting: dict[Flight, None] = {}  # in the order in which they came
         self._facts: ModelFacts | None = None
         self._facts_known = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -119,7 +119,7 @@ class Dispatcher:
     def release(self, flight: Flight) -> None:
         """Ends the flight wherever it is; may be called again."""
         flight.released = True
-        self._waiting.discard(flight)
+        self._waiting.pop(flight, None)
         if flight.owner is not None:
             flight.owner.abort(flight)
 
@@ -146,7 +146,7 @@ class Dispatcher:
         if client.ready:
             self._facts = ModelFacts.of(client.welcome)
             self._facts_known.set()
-            waiting, self._waiting = self._waiting, set()
+            waiting, self._waiting = self._waiting, {}
             for flight in waiting:
                 self.launch(flight)
         if self.ready != self._was_ready:
@@ -182,20 +182,20 @@ class Dispatcher:
     def _try_again(self, flight: Flight) -> None:
         if flight in self._waiting:
             flight.refused_by.clear()
-            self._waiting.discard(flight)
+            self._waiting.pop(flight, None)
             self.launch(flight)
 
     def _wait(self, flight: Flight) -> None:
         if flight.released:
             return
-        self._waiting.add(flight)
+        self._waiting[flight] = None
         if flight.wait_until is None:
             flight.wait_until = time.monotonic() + self._wait_s
             asyncio.get_running_loop().call_later(self._wait_s, self._give_up, flight, flight.wait_until)
 
     def _give_up(self, flight: Flight, wait_until: float) -> None:
         if flight.wait_until == wait_until and flight in self._waiting:
-            self._waiting.discard(flight)
+            self._waiting.pop(flight, None)
             lost = flight.losses or flight.started
             self._fail(flight, _executor_lost("no other executor could take over") if lost else _no_executor())
 

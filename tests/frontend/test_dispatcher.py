@@ -42,6 +42,17 @@ def reason_of(flight: Flight) -> int | None:
     return flight.sink.errors[0].reason if flight.sink.errors else None
 
 
+async def test_requests_that_waited_are_sent_in_the_order_in_which_they_came() -> None:
+    client = StubClient("a:1", ready=False)
+    dispatcher = dispatcher_of(client)
+    flights = [new_flight() for _ in range(50)]
+    for flight in flights:
+        dispatcher.launch(flight)
+    client.ready = True
+    dispatcher.state_changed(client)
+    assert client.submitted == flights and not dispatcher.num_flights
+
+
 async def test_first_ready_executor_and_the_last_one_lost_are_told_once() -> None:
     one, two = StubClient("a:1", ready=False), StubClient("b:1", ready=False)
     dispatcher, told = dispatcher_of(one, two), []
