@@ -182,7 +182,7 @@ class Dispatcher:
     def _try_again(self, flight: Flight) -> None:
         if flight in self._waiting:
             flight.refused_by.clear()
-            self._waiting.pop(flight, None)
+            del self._waiting[flight]
             self.launch(flight)
 
     def _wait(self, flight: Flight) -> None:
@@ -192,10 +192,12 @@ class Dispatcher:
         if flight.wait_until is None:
             flight.wait_until = time.monotonic() + self._wait_s
             asyncio.get_running_loop().call_later(self._wait_s, self._give_up, flight, flight.wait_until)
+        elif time.monotonic() >= flight.wait_until:  # it was aboard, and not accepted, when its time was up
+            self._give_up(flight, flight.wait_until)
 
     def _give_up(self, flight: Flight, wait_until: float) -> None:
         if flight.wait_until == wait_until and flight in self._waiting:
-            self._waiting.pop(flight, None)
+            del self._waiting[flight]
             lost = flight.losses or flight.started
             self._fail(flight, _executor_lost("no other executor could take over") if lost else _no_executor())
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 from forebay.executor.v1 import executor_pb2 as wire
+from forebay.v1.errors_pb2 import ErrorReason
 from frontend.dispatcher import Dispatcher
 from frontend.executor_client import SessionSettings
 from frontend.flight import Flight
@@ -85,3 +86,17 @@ async def test_wait_begins_anew_once_an_executor_has_accepted() -> None:
     assert flight.wait_until > first
     await until(lambda: bool(flight.sink.errors))
     assert time.monotonic() >= flight.wait_until
+
+
+async def test_request_that_was_aboard_when_its_wait_ended_does_not_wait_for_ever() -> None:
+    client = StubClient("a:1", ready=False)
+    dispatcher, flight = dispatcher_of(client, wait_s=0.02), new_flight()
+    dispatcher.launch(flight)
+    client.ready = True
+    dispatcher.state_changed(client)
+    assert client.submitted == [flight]  # which is never accepted
+    await until(lambda: time.monotonic() > flight.wait_until + 0.02)
+    client.ready = False
+    dispatcher.flight_lost(flight, client, blamed=True)
+    await until(lambda: reason_of(flight) == ErrorReason.ERROR_REASON_EXECUTOR_LOST)
+    assert not dispatcher.num_flights
