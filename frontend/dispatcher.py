@@ -175,9 +175,7 @@ class Dispatcher:
         elif error.code == "RESOURCE_EXHAUSTED" and not flight.started:
             self._fail(flight, error)
         else:
-            self._wait(flight)
-            pause_s = (error.retry_after_ms or REFUSED_PAUSE_MS) / 1000
-            asyncio.get_running_loop().call_later(pause_s, self._try_again, flight)
+            self._wait(flight, error.retry_after_ms)
 
     def _try_again(self, flight: Flight) -> None:
         if flight in self._waiting:
@@ -185,10 +183,14 @@ class Dispatcher:
             del self._waiting[flight]
             self.launch(flight)
 
-    def _wait(self, flight: Flight) -> None:
+    def _wait(self, flight: Flight, pause_ms: int | None = None) -> None:
+        """Keeps the flight until an executor becomes ready, or those that had no room have had a pause."""
         if flight.released:
             return
         self._waiting[flight] = None
+        if flight.refused_by:
+            pause_s = (pause_ms or REFUSED_PAUSE_MS) / 1000
+            asyncio.get_running_loop().call_later(pause_s, self._try_again, flight)
         if flight.wait_until is None:
             flight.wait_until = time.monotonic() + self._wait_s
             asyncio.get_running_loop().call_later(self._wait_s, self._give_up, flight, flight.wait_until)

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import time
 
+import pytest
+
+from forebay.errors import ResourceExhausted
 from forebay.executor.v1 import executor_pb2 as wire
 from forebay.v1.errors_pb2 import ErrorReason
+from frontend import dispatcher as module
 from frontend.dispatcher import Dispatcher
 from frontend.executor_client import SessionSettings
 from frontend.flight import Flight
@@ -100,3 +104,17 @@ async def test_request_that_was_aboard_when_its_wait_ended_does_not_wait_for_eve
     dispatcher.flight_lost(flight, client, blamed=True)
     await until(lambda: reason_of(flight) == ErrorReason.ERROR_REASON_EXECUTOR_LOST)
     assert not dispatcher.num_flights
+
+
+async def test_executor_that_had_no_room_is_asked_again_when_the_others_are_gone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "REFUSED_PAUSE_MS", 1)
+    full, other = StubClient("a:1"), StubClient("b:1")
+    dispatcher, flight = dispatcher_of(full, other), new_flight()
+    full.submit(flight)
+    dispatcher.flight_refused(flight, full, ResourceExhausted("full"))
+    assert other.submitted == [flight]
+    other.ready = False
+    dispatcher.flight_lost(flight, other, blamed=False)
+    await until(lambda: full.submitted == [flight, flight])
