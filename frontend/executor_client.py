@@ -155,9 +155,10 @@ class ExecutorClient:
             finally:
                 if session.cancel():  # only if we are cancelled ourselves
                     await asyncio.wait({session})
-                was_ready = self._end_session()
-            failures = 0 if was_ready else failures + 1
-            self._log_end(session, failures)
+                error = None if session.cancelled() else session.exception()
+                was_up = self._end_session()
+            failures = 0 if was_up else failures + 1
+            self._log_end(error, failures)
             if self.state is State.REFUSED:
                 delay = self._settings.refused_retry_s
             else:
@@ -179,8 +180,7 @@ class ExecutorClient:
             self._events.flight_lost(flight, self, blamed=blamed)
         return was_up
 
-    def _log_end(self, session: asyncio.Task[None], failures: int) -> None:
-        error = None if session.cancelled() else session.exception()
+    def _log_end(self, error: BaseException | None, failures: int) -> None:
         if isinstance(error, FailedPrecondition):
             logger.error("executor %s is refused: %s", self.address, error.message)
             return
