@@ -187,9 +187,13 @@ class ExecutorClient:
         if isinstance(error, grpc.RpcError):
             known = error_from_rpc(error)
             cause = f"{known.code}: {known.message}"
+        elif isinstance(error, TimeoutError):
+            cause = f"no Welcome within {self._settings.connect_timeout_s:g} s"
+        elif isinstance(error, ProtocolError):
+            cause = str(error)
         else:
             cause = self._why_broken or (repr(error) if error else "the stream ended")
-        expected = (grpc.RpcError, asyncio.TimeoutError, asyncio.InvalidStateError, grpc.aio.BaseError, ProtocolError)
+        expected = (grpc.RpcError, TimeoutError, asyncio.InvalidStateError, grpc.aio.BaseError, ProtocolError)
         if error is not None and not isinstance(error, expected):
             logger.error("the session with executor %s failed", self.address, exc_info=error)
         elif failures in (0, 1) or failures % 20 == 0:
@@ -208,8 +212,6 @@ class ExecutorClient:
                 try:
                     while (data := await call.read()) is not grpc.aio.EOF:
                         self._receive(data)
-                    if (code := await call.code()) is not grpc.StatusCode.OK:
-                        self._why_broken = f"{code.name}: {await call.details()}"
                 finally:
                     writer.cancel()
                     keeper.cancel()
