@@ -61,7 +61,7 @@ def _mlp(spec: FeedForwardSpec | None, name: str, weights: Weights) -> FeedForwa
         case None:
             return None
         case Mlp():
-            return _dense(spec.act, name, weights)
+            return _dense(spec.act, name, weights, spec.act_bound)
         case Moe():
             return MoeMlp(
                 spec,
@@ -75,8 +75,8 @@ def _mlp(spec: FeedForwardSpec | None, name: str, weights: Weights) -> FeedForwa
     raise NotImplementedError(f"no feed-forward layer for {spec}")
 
 
-def _dense(act: str, name: str, weights: Weights) -> GatedMlp | PlainMlp:
+def _dense(act: str, name: str, weights: Weights, bound: float | None = None) -> GatedMlp | PlainMlp:
     gate_up, down = weights.linear(f"{name}.gate_up"), weights.linear(f"{name}.down")
     if gate_up is not None:
-        return GatedMlp(act, gate_up, down)
-    return PlainMlp(act, weights.linear(f"{name}.up"), down)
+        return GatedMlp(act, gate_up, down, bound)
+    return PlainMlp(act, weights.linear(f"{name}.up"), down, bound)

@@ -139,6 +139,7 @@ class Mlp:
 
     size: int
     act: str = "silu"
+    act_bound: float | None = None  # of activations that have one, see kernels/activation
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

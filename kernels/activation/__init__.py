@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 
 from kernels.activation import cpu, reference
@@ -9,18 +11,18 @@ from kernels.activation import cpu, reference
 __all__ = ["act", "act_and_mul", "gelu_and_mul", "gelu_tanh_and_mul", "silu_and_mul"]
 
 
-def act(name: str, x: torch.Tensor) -> torch.Tensor:
-    """x (...) -> (...); name is silu, gelu, gelu_tanh, relu or relu2."""
-    _check_name(name)
-    return cpu.act(name, x) if x.is_cpu else reference.act(name, x)
+def act(name: str, x: torch.Tensor, bound: float | None = None) -> torch.Tensor:
+    """x (...) -> (...); name is silu, gelu, gelu_tanh, relu or relu2, or with a bound fatrelu."""
+    _check_name(name, bound, reference.BOUNDED)
+    return cpu.act(name, x) if x.is_cpu and bound is None else reference.act(name, x, bound)
 
 
-def act_and_mul(name: str, x: torch.Tensor) -> torch.Tensor:
-    """x (T, 2F), the gate in the first half -> act(gate) * up (T, F)."""
-    _check_name(name)
+def act_and_mul(name: str, x: torch.Tensor, bound: float | None = None) -> torch.Tensor:
+    """x (T, 2F), the gate in the first half -> act(gate) * up (T, F); with a bound, name may be gegelu too."""
+    _check_name(name, bound, reference.BOUNDED | reference.BOUNDED_GATES)
     if x.dim() != 2 or x.shape[1] % 2:
         raise ValueError(f"act_and_mul takes (T, 2F), got {tuple(x.shape)}")
-    return cpu.act_and_mul(name, x) if x.is_cpu else reference.act_and_mul(name, x)
+    return cpu.act_and_mul(name, x) if x.is_cpu and bound is None else reference.act_and_mul(name, x, bound)
 
 
 def silu_and_mul(x: torch.Tensor) -> torch.Tensor:
@@ -38,6 +40,8 @@ def gelu_tanh_and_mul(x: torch.Tensor) -> torch.Tensor:
     return act_and_mul("gelu_tanh", x)
 
 
-def _check_name(name: str) -> None:
-    if name not in reference.ACTIVATIONS:
-        raise ValueError(f"activation {name!r} is none of {', '.join(reference.ACTIVATIONS)}")
+def _check_name(name: str, bound: float | None, bounded: Collection[str]) -> None:
+    names = reference.ACTIVATIONS if bound is None else bounded
+    if name not in names:
+        kind = "activation" if bound is None else "activation with a bound"
+        raise ValueError(f"{kind} {name!r} is none of {', '.join(names)}")

@@ -16,12 +16,28 @@ ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 }
 
 
-def act(name: str, x: torch.Tensor) -> torch.Tensor:
+def fatrelu(x: torch.Tensor, bound: float) -> torch.Tensor:
+    """x (...) -> (...): 0 where x is not above the bound (ProSparse: Song et al., 2024)."""
+    return F.threshold(x, bound, 0.0)
+
+
+def gegelu(gate: torch.Tensor, up: torch.Tensor, bound: float) -> torch.Tensor:
+    """gate, up (T, F) -> g sigmoid(1.702 g) (u + 1), where g is at most the bound and u within it (Phi-3-small, 2024)."""
+    gate, up = gate.clamp(max=bound), up.clamp(-bound, bound)
+    return gate * torch.sigmoid(1.702 * gate) * (up + 1)
+
+
+# Those with a bound: of one tensor, and of gate and up together.
+BOUNDED = {"fatrelu": fatrelu}
+BOUNDED_GATES = {"gegelu": gegelu}
+
+
+def act(name: str, x: torch.Tensor, bound: float | None = None) -> torch.Tensor:
     """x (...) -> (...), elementwise."""
-    return ACTIVATIONS[name](x)
+    return ACTIVATIONS[name](x) if bound is None else BOUNDED[name](x, bound)
 
 
-def act_and_mul(name: str, x: torch.Tensor) -> torch.Tensor:
+def act_and_mul(name: str, x: torch.Tensor, bound: float | None = None) -> torch.Tensor:
     """x (T, 2F), the gate in the first half -> act(gate) * up (T, F)."""
     gate, up = x.chunk(2, dim=-1)  # (T, F) each
-    return act(name, gate) * up
+    return BOUNDED_GATES[name](gate, up, bound) if name in BOUNDED_GATES else act(name, gate, bound) * up

@@ -48,3 +48,29 @@ def test_nan_is_kept(path: str, dtype: torch.dtype) -> None:
 def test_unknown_name_is_refused() -> None:
     with pytest.raises(ValueError, match="swish"):
         activation.act("swish", torch.zeros(3))
+
+
+@pytest.mark.parametrize("bound", [0.0, 0.5])
+def test_fatrelu_lets_through_what_is_above_its_bound(dtype: torch.dtype, bound: float) -> None:
+    x = torch.tensor([-3.0, 0.0, 0.25, 0.5, 0.75, 4.0], dtype=dtype)
+    expected = torch.where(x > bound, x, 0)
+    assert torch.equal(activation.act("fatrelu", x, bound), expected)
+    gate_up = torch.cat((x, torch.full_like(x, 2.0)))[None]
+    assert torch.equal(activation.act_and_mul("fatrelu", gate_up, bound), 2 * expected[None])
+
+
+def test_gegelu_bounds_gate_and_up_before_it_adds_one() -> None:
+    gate = torch.tensor([[-9.0, -1.0, 0.5, 3.0, 9.0]])
+    up = torch.tensor([[9.0, -9.0, 0.25, 1.0, -1.0]])
+    bounded, factor = torch.tensor([[-9.0, -1.0, 0.5, 3.0, 4.0]]), torch.tensor([[5.0, -3.0, 1.25, 2.0, 0.0]])
+    expected = bounded / (1 + torch.exp(-1.702 * bounded)) * factor
+    torch.testing.assert_close(activation.act_and_mul("gegelu", torch.cat((gate, up), 1), 4.0), expected)
+
+
+def test_a_bound_is_for_those_that_have_one() -> None:
+    x = torch.zeros(1, 4)
+    for name, bound in (("silu", 1.0), ("fatrelu", None), ("gegelu", None)):
+        with pytest.raises(ValueError, match=name):
+            activation.act_and_mul(name, x, bound)
+    with pytest.raises(ValueError, match="gegelu"):
+        activation.act("gegelu", x, 1.0)
