@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from kernels import native
@@ -10,8 +12,10 @@ from kernels.paged_attention.reference import visible_keys
 # Scores held at once by the torch path (float32): long prompts beside many sequences go in slices of queries.
 _MAX_SCORES = 1 << 25
 
-
 _MAX_NATIVE_HEAD_DIM = 256
+
+# From positions of queries (R, 1, n, 1) and keys (L) to which keys each head sees, bool (R, H, n, L).
+Mask = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def paged_attention(
@@ -107,6 +111,7 @@ def torch_paged_attention(
     alibi_slopes: torch.Tensor | None,
     sinks: torch.Tensor | None,
     causal: bool,
+    mask: Mask | None = None,
 ) -> torch.Tensor:
     """Rows of one token and rows of several are two groups, so that a prompt does not pad the others."""
     out = torch.empty_like(q)
@@ -118,6 +123,7 @@ def torch_paged_attention(
         "alibi_slopes": alibi_slopes,
         "sinks": sinks,
         "causal": causal,
+        "mask": mask,
     }
     for members in ((counts == 1).nonzero().flatten(), (counts > 1).nonzero().flatten()):
         if len(members):
@@ -151,6 +157,7 @@ def _padded(
     alibi_slopes: torch.Tensor | None,
     sinks: torch.Tensor | None,
     causal: bool,
+    mask: Mask | None,
 ) -> None:
     """Writes the rows of a group of R sequences, padded to its longest; first_rows, counts, seq_lens (R)."""
     num_blocks, num_kv_heads, block_size, head_dim = k_cache.shape
@@ -185,7 +192,10 @@ def _padded(
         if alibi_slopes is not None:
             scores = scores + alibi_slopes.float()[:, None, None] * (key_positions - query_positions)[:, None]
         visible = visible_keys(query_positions, key_positions, window, causal) & in_sequence[:, None]
-        scores = scores.masked_fill(~visible[:, None], -torch.inf)
+        visible = visible[:, None]  # (R, 1, n, L)
+        if mask is not None:
+            visible = visible & mask(query_positions[:, None], key_positions)
+        scores = scores.masked_fill(~visible, -torch.inf)
         if sinks is not None:
             scores = torch.cat((scores, sinks.float()[:, None, None].expand(num_seqs, -1, n, 1)), dim=-1)
         probabilities = scores.softmax(-1)[..., : len(key_positions)]
