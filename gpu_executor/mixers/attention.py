@@ -41,17 +41,21 @@ class AttentionMixer:
 
     def __call__(self, x: torch.Tensor, batch: Batch, state: KvCache) -> torch.Tensor:
         """x (T, D) -> (T, D); writes the step's keys and values into the cache."""
+        q = self.project(x, batch, state)
+        attended = paged_attention(
+            q, state.k, state.v, batch.block_table, batch.query_start, batch.seq_lens, **self._options
+        )
+        return self.o(attended.flatten(1))  # (T, HK) -> (T, D)
+
+    def project(self, x: torch.Tensor, batch: Batch, state: KvCache) -> torch.Tensor:
+        """x (T, D) -> queries (T, H, K), ready to attend; writes the step's keys and values into the cache."""
         qkv = self.qkv(x).view(-1, self._num_heads, self._head_dim)  # (T, H + 2G, K)
         q, k, v = qkv.split(self._heads, 1)
         if self._q_norm is not None:
             q, k = self._normed(self._q_norm, q), self._normed(self._k_norm, k)
         if self._clip is not None:
             q, k, v = (t.clamp(-self._clip, self._clip) for t in (q, k, v))
-        q = rope_kv_write(q, k, v, self.cos_sin, batch.positions, state.k, state.v, batch.slot_mapping)
-        attended = paged_attention(
-            q, state.k, state.v, batch.block_table, batch.query_start, batch.seq_lens, **self._options
-        )
-        return self.o(attended.flatten(1))  # (T, HK) -> (T, D)
+        return rope_kv_write(q, k, v, self.cos_sin, batch.positions, state.k, state.v, batch.slot_mapping)
 
     def _normed(self, norm: NormLayer, heads: torch.Tensor) -> torch.Tensor:
         """heads (T, n, K) -> the same, normalized one by one or all together."""

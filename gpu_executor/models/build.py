@@ -7,9 +7,10 @@ import torch
 from gpu_executor.layers.mlp import GatedMlp, PlainMlp
 from gpu_executor.layers.moe import MoeMlp
 from gpu_executor.mixers.attention import AttentionMixer
+from gpu_executor.mixers.block_sparse_attention import BlockSparseMixer
 from gpu_executor.models.block import BLOCKS, Block, FeedForward, Parts
 from gpu_executor.models.rope import RopeTables
-from gpu_executor.models.spec import Alibi, Attention, DecoderSpec, Mixer, Mlp, Moe, Norm, Rope
+from gpu_executor.models.spec import Alibi, Attention, BlockSparseAttention, DecoderSpec, Mixer, Mlp, Moe, Norm, Rope
 from gpu_executor.models.spec import FeedForward as FeedForwardSpec
 from gpu_executor.models.weights import Weights
 
@@ -33,7 +34,9 @@ def build_block(decoder: DecoderSpec, index: int, weights: Weights, tables: Rope
     return BLOCKS[layer.residual](parts)
 
 
-def _mixer(spec: Mixer | None, name: str, norm: Norm, weights: Weights, tables: RopeTables) -> AttentionMixer | None:
+def _mixer(
+    spec: Mixer | None, name: str, norm: Norm, weights: Weights, tables: RopeTables
+) -> AttentionMixer | BlockSparseMixer | None:
     """The mixer of a spec. Another kind of mixer joins as another case."""
     match spec:
         case None:
@@ -52,6 +55,9 @@ def _mixer(spec: Mixer | None, name: str, norm: Norm, weights: Weights, tables: 
                 cos_sin=tables(positions) if isinstance(positions, Rope) else None,
                 alibi_slopes=slopes,
             )
+        case BlockSparseAttention():
+            dense = _mixer(spec.attention, name, norm, weights, tables)
+            return BlockSparseMixer(spec, dense)
     raise NotImplementedError(f"no mixer for {spec}")
 
 

@@ -11,7 +11,17 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from gpu_executor.models.spec import Attention, DecoderSpec, Layer, Mamba, Mla, Mlp, ModelSpec, Moe
+from gpu_executor.models.spec import (
+    Attention,
+    BlockSparseAttention,
+    DecoderSpec,
+    Layer,
+    Mamba,
+    Mla,
+    Mlp,
+    ModelSpec,
+    Moe,
+)
 
 
 class Role(enum.Enum):
@@ -132,6 +142,11 @@ _EXPERT: _PartNames = {
 
 _PARTS: dict[type, _PartNames] = {
     Attention: _ATTENTION,
+    BlockSparseAttention: {
+        name: (role, lambda m, d, shape=shape: shape(m.attention, d))
+        for name, (role, shape) in _ATTENTION.items()
+        if "norm" not in name
+    },
     Mla: _MLA,
     Mamba: _MAMBA,
     Mlp: _mlp_names("", lambda m: m.size),
@@ -210,11 +225,13 @@ def _required_in_layer(layer: Layer, affine: bool) -> list[str]:
     return names + [f"mlp.{name}" for name in _required_of_mlp(layer.mlp)]
 
 
-def _required_of_mixer(mixer: Attention | Mla | Mamba | None) -> tuple[str, ...]:
+def _required_of_mixer(mixer: Attention | BlockSparseAttention | Mla | Mamba | None) -> tuple[str, ...]:
     match mixer:
         case Attention():
             norms = () if mixer.qk_norm is None else ("q_norm.weight", "k_norm.weight")
             return ("q.weight", "k.weight", "v.weight", "o.weight", *norms)
+        case BlockSparseAttention():
+            return _required_of_mixer(mixer.attention)
         case Mla():
             queries = ("q.weight",) if mixer.q_rank is None else ("q_a.weight", "q_norm.weight", "q_b.weight")
             return (*queries, "kv_a.weight", "kv_norm.weight", "kv_b.weight", "o.weight")

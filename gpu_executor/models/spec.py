@@ -105,6 +105,20 @@ class Attention:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class BlockSparseAttention:
+    """Attention that sees some blocks of keys alone (Phi-3-small: Abdin et al., 2024); see kernels/block_sparse_attention.
+
+    These are the last num_local_blocks, and every stride-th one before them, shifted by h * head_step for head h.
+    """
+
+    attention: Attention
+    sparse_block_size: int
+    num_local_blocks: int
+    stride: int
+    head_step: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Mla:
     """Multi-head latent attention (DeepSeek-V2, 2024): keys and values of all heads come from one latent vector.
 
@@ -164,7 +178,7 @@ class Moe:
     jitter: float = 0.0  # of the sparse mixer
 
 
-Mixer = Attention | Mla | Mamba
+Mixer = Attention | BlockSparseAttention | Mla | Mamba
 FeedForward = Mlp | Moe
 Residual = Literal["sequential", "parallel", "post_norm", "branch_norm", "normed", "experts_beside"]
 
