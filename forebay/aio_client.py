@@ -24,14 +24,35 @@ class AsyncTextStream(StreamFacts):
     def __init__(self, call: grpc.aio.UnaryStreamCall, params: SamplingParams) -> None:
         super().__init__(params)
         self._call = call
-        self._deltas: list[TextDelta] = []  # of the last message, the next one at the end
+
+    def __aiter__(self) -> AsyncIterator[TextDelta]:
+        """Raises the ForebayError that the request ends with."""
+        return _Deltas(self, self._call)
+
+    def cancel(self) -> None:
+        """Ends the request; who iterates gets Cancelled. Does nothing if it has ended."""
+        self._call.cancel()
+
+    async def __aenter__(self) -> AsyncTextStream:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.cancel()
+
+
+class _Deltas:
+    """Iterates over a stream. A loop that is left holds the only reference, and its end cancels the request at once:
+    an async generator would be closed by the event loop, some time later."""
+
+    def __init__(self, stream: AsyncTextStream, call: grpc.aio.UnaryStreamCall) -> None:
+        self._stream, self._call = stream, call
+        self._ready: list[TextDelta] = []  # of the last message, the next one at the end
 
     def __aiter__(self) -> AsyncIterator[TextDelta]:
         return self
 
     async def __anext__(self) -> TextDelta:
-        """The next delta; raises the ForebayError that the request ends with."""
-        while not self._deltas:
+        while not self._ready:
             try:
                 response = await self._call.read()
             except grpc.RpcError as error:
@@ -43,21 +64,11 @@ class AsyncTextStream(StreamFacts):
                 raise
             if response is grpc.aio.EOF:
                 raise StopAsyncIteration
-            self._deltas = self._read(response)[::-1]
-        return self._deltas.pop()
-
-    def cancel(self) -> None:
-        """Ends the request; who iterates gets Cancelled. Does nothing if it has ended."""
-        self._call.cancel()
+            self._ready = self._stream._read(response)[::-1]
+        return self._ready.pop()
 
     def __del__(self) -> None:
-        self._call.cancel()  # a loop that was left early holds the only reference
-
-    async def __aenter__(self) -> AsyncTextStream:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self.cancel()
+        self._call.cancel()
 
 
 class AsyncClient:

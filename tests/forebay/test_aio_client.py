@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import inspect
 from typing import Any
 
 import pytest
 
-from forebay import AsyncClient, Client, SamplingParams
+from forebay import AsyncClient, AsyncTextStream, Client, SamplingParams, TextDelta
 from forebay.errors import Cancelled, DeadlineExceeded, FailedPrecondition, InvalidRequest, NotFound, ResourceExhausted
 from tests.frontend.doubles import text_of
 from tests.frontend.fake_executor import WAIT_S, FakeExecutor, expected_tokens
 from tests.frontend.harness import tier
 
 LONG = SamplingParams(max_tokens=1000)
+
+
+async def _first(stream: AsyncTextStream) -> TextDelta:
+    async for delta in stream:
+        return delta
+    raise AssertionError("nothing came")
 
 
 def client_of(up: Any, **options: Any) -> AsyncClient:
@@ -58,17 +63,11 @@ async def test_many_streams_run_at_once() -> None:
 
 async def test_leaving_a_stream_early_cancels_the_request() -> None:
     async with tier(FakeExecutor()) as up, client_of(up) as client:
-
-        async def first_delta() -> str:
-            async for delta in client.stream("hello", LONG):
-                return delta.text
-            raise AssertionError("nothing came")
-
-        reading = asyncio.ensure_future(first_delta())
+        stream = client.stream("hello", LONG)
+        reading = asyncio.ensure_future(_first(stream))
         await up.executor.saw(lambda: up.executor.num_aboard == 1)
         await up.executor.step()
-        assert await reading
-        gc.collect()
+        assert (await reading).text
         await up.executor.saw(lambda: up.executor.num_aboard == 0)
 
 
@@ -78,12 +77,12 @@ async def test_leaving_the_with_block_cancels_the_request() -> None:
             await up.executor.saw(lambda: up.executor.num_aboard == 1)
         await up.executor.saw(lambda: up.executor.num_aboard == 0)
         with pytest.raises(Cancelled):
-            await anext(stream)
+            await _first(stream)
 
 
 async def test_cancelling_the_task_cancels_the_request_and_is_no_error_of_ours() -> None:
     async with tier(FakeExecutor()) as up, client_of(up) as client:
-        for work in (lambda: client.generate("hello", LONG), lambda: anext(client.stream("hello", LONG))):
+        for work in (lambda: client.generate("hello", LONG), lambda: _first(client.stream("hello", LONG))):
             task = asyncio.ensure_future(work())
             await up.executor.saw(lambda: up.executor.num_aboard == 1)
             task.cancel()
@@ -96,7 +95,7 @@ async def test_a_timeout_of_asyncio_around_a_stream_is_a_timeout() -> None:
     async with tier(FakeExecutor()) as up, client_of(up) as client:
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.1):
-                await anext(client.stream("hello", LONG))
+                await _first(client.stream("hello", LONG))
         await asyncio.wait_for(up.executor.saw(lambda: up.executor.num_aboard == 0), WAIT_S)
 
 
@@ -105,7 +104,7 @@ async def test_a_deadline_ends_the_call() -> None:
         with pytest.raises(DeadlineExceeded):
             await client.generate("hello")
         with pytest.raises(DeadlineExceeded):
-            await anext(client.stream("hello", timeout=0.1))
+            await _first(client.stream("hello", timeout=0.1))
 
 
 async def test_errors_are_ours() -> None:
@@ -119,7 +118,7 @@ async def test_errors_are_ours() -> None:
         async with client.stream("x", LONG):
             await up.executor.saw(lambda: up.executor.num_aboard == 1)
             with pytest.raises(ResourceExhausted) as busy:
-                await anext(client.stream("y"))
+                await _first(client.stream("y"))
     assert busy.value.reason_name == "QUEUE_FULL" and busy.value.retry_after_ms
 
 
