@@ -14,12 +14,30 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from forebay.v1 import generation_pb2, generation_pb2_grpc, prompt_pb2, sampling_pb2
+from forebay import Client, ForebayError, SamplingParams
 
-MODEL = Path(__file__).parent / "model"
+ROOT = Path(__file__).resolve().parents[1]
+MODEL = "demo/model"
 PROMPT = "The with statement is used to"
 SERVICE = "forebay.v1.GenerationService"
+START_S = 180.0  # a first start reads all of torch from the disk
+
+NEXT_STEPS = f"""
+How to go on, in the virtual environment that was just made (source .venv/bin/activate):
+
+  forebay serve {MODEL}                                              # both tiers, on port 50051
+  forebay generate "A generator is"
+  forebay chat
+  buf curl --http2-prior-knowledge --protocol grpc \\
+    -d '{{"prompt": {{"text": "A generator is"}}, "sampling": {{"max_tokens": 32}}}}' \\
+    http://127.0.0.1:50051/{SERVICE}/StreamGenerate                # buf: npm install @bufbuild/buf
+"""
+
+
+class DemoFailed(Exception):
+    """The demo cannot go on; the servers' logs say why."""
 
 
 def main() -> int:
@@ -28,60 +46,38 @@ def main() -> int:
     parser.add_argument("--max-tokens", type=int, default=96, help="tokens to generate (default: %(default)s)")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default: %(default)s)")
     arguments = parser.parse_args()
-    executor_port, frontend_port = free_ports(2)
-    executor = f"127.0.0.1:{executor_port}"
-    server = f"127.0.0.1:{frontend_port}"
-    with contextlib.ExitStack() as stack:
-        logs = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="forebay-demo-")))
-        started = time.monotonic()
-        say(f"executor   forebay executor demo/model --listen {executor}")
-        say(f"frontend   forebay frontend demo/model --executors {executor} --port {frontend_port}")
-        stack.enter_context(process(logs, "executor", "gpu_executor.main", str(MODEL), "--listen", executor))
-        stack.enter_context(
-            process(
-                logs, "frontend", "frontend.main", str(MODEL), "--executors", executor, "--port", str(frontend_port)
-            )
-        )
+    executor, frontend = (f"127.0.0.1:{port}" for port in free_ports(2))
+    with tempfile.TemporaryDirectory(prefix="forebay-demo-") as folder, contextlib.ExitStack() as stack:
+        logs, started = Path(folder), time.monotonic()
         try:
-            channel = stack.enter_context(grpc.insecure_channel(server))
-            stream(channel, arguments, started)
-        except (grpc.RpcError, grpc.FutureTimeoutError) as error:
-            text = (
-                f"{error.code().name}: {error.details()}"
-                if isinstance(error, grpc.RpcError)
-                else "no answer within 60 s"
-            )
-            print(f"\nthe demo failed: {text}\n", file=sys.stderr)
+            children = [
+                stack.enter_context(forebay(logs, "executor", MODEL, "--listen", executor)),
+                stack.enter_context(
+                    forebay(logs, "frontend", MODEL, "--executors", executor, "--port", frontend.rpartition(":")[2])
+                ),
+            ]
+            wait_until_serving(frontend, children)
+            say(f"ready after {time.monotonic() - started:.1f} s\n")
+            stream(frontend, arguments)
+        except (DemoFailed, ForebayError) as error:
+            print(f"\nthe demo failed: {error}\n", file=sys.stderr)
             for log in sorted(logs.glob("*.log")):
                 print(f"--- {log.name}\n{log.read_text()[-2000:]}", file=sys.stderr)
             return 1
+        except KeyboardInterrupt:
+            return 130
         say("stopping both …")
-    print(f"""
-How to go on, in the virtual environment that was just made (source .venv/bin/activate):
-
-  forebay serve demo/model                                              # both tiers, on port 50051
-  forebay generate --server 127.0.0.1:50051 "A generator is"
-  forebay chat --server 127.0.0.1:50051
-  buf curl --http2-prior-knowledge --protocol grpc \\
-    -d '{{"prompt": {{"text": "A generator is"}}, "sampling": {{"max_tokens": 32}}}}' \\
-    http://127.0.0.1:50051/{SERVICE}/StreamGenerate                # buf: npm install @bufbuild/buf
-""")
+    print(NEXT_STEPS)
     return 0
 
 
-def stream(channel: grpc.Channel, arguments: argparse.Namespace, started: float) -> None:
+def stream(server: str, arguments: argparse.Namespace) -> None:
     """Prints a completion as it comes, then its times."""
-    stub = generation_pb2_grpc.GenerationServiceStub(channel)
-    request = generation_pb2.StreamGenerateRequest(
-        prompt=prompt_pb2.Prompt(text=arguments.prompt),
-        sampling=sampling_pb2.SamplingParams(max_tokens=arguments.max_tokens, temperature=arguments.temperature),
-    )
-    wait_until_serving(channel, timeout_s=60)
-    say(f"ready after {time.monotonic() - started:.1f} s\n")
-    print(f"\033[1m{arguments.prompt}\033[0m", end="", flush=True)
+    params = SamplingParams(max_tokens=arguments.max_tokens, temperature=arguments.temperature)
+    print(styled(1, arguments.prompt), end="", flush=True)
     sent, first, num_tokens = time.monotonic(), 0.0, 0
-    for message in stub.StreamGenerate(request, timeout=60):
-        for delta in message.deltas:
+    with Client(server, timeout=60) as client:
+        for delta in client.stream(arguments.prompt, params):
             first = first or time.monotonic()
             num_tokens += len(delta.token_ids)
             print(delta.text, end="", flush=True)
@@ -90,24 +86,37 @@ def stream(channel: grpc.Channel, arguments: argparse.Namespace, started: float)
     print(f"\n\ntime to first token {1e3 * (first - sent):.1f} ms, then {rate:.0f} tokens/s ({num_tokens} tokens)\n")
 
 
-def wait_until_serving(channel: grpc.Channel, timeout_s: float) -> None:
-    """Returns when the frontend's health says SERVING: an executor with the model is connected."""
-    from grpc_health.v1 import health_pb2, health_pb2_grpc
-
-    grpc.channel_ready_future(channel).result(timeout=timeout_s)
-    request = health_pb2.HealthCheckRequest(service=SERVICE)
-    for status in health_pb2_grpc.HealthStub(channel).Watch(request, timeout=timeout_s):
-        if status.status == health_pb2.HealthCheckResponse.SERVING:
-            return
+def wait_until_serving(server: str, children: list[subprocess.Popen[bytes]]) -> None:
+    """Returns when the frontend's health says SERVING: an executor with the model is connected. Raises DemoFailed."""
+    options = (("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 500))
+    request, deadline = health_pb2.HealthCheckRequest(service=SERVICE), time.monotonic() + START_S
+    with grpc.insecure_channel(server, options) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        while time.monotonic() < deadline:
+            with contextlib.suppress(grpc.RpcError):  # a second without news: look whether both are still alive
+                for answer in stub.Watch(request, timeout=1, wait_for_ready=True):
+                    if answer.status == health_pb2.HealthCheckResponse.SERVING:
+                        return
+            if any(child.poll() is not None for child in children):
+                raise DemoFailed("a server ended before it served")
+    raise DemoFailed(f"the servers were not ready within {START_S:.0f} s")
 
 
 @contextlib.contextmanager
-def process(logs: Path, name: str, module: str, *arguments: str) -> Iterator[None]:
+def forebay(logs: Path, verb: str, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
     """A server in a process of its own, which is asked to end, and drains, on the way out."""
-    with (logs / f"{name}.log").open("wb") as log:
-        child = subprocess.Popen([sys.executable, "-m", module, *arguments], stdout=log, stderr=log)
+    say(f"{verb:8}   forebay {' '.join((verb, *arguments))}")
+    with (logs / f"{verb}.log").open("wb") as log:
+        # In a session of its own: Ctrl-C is for the demo, which then stops both.
+        child = subprocess.Popen(
+            [sys.executable, "-m", "forebay", verb, *arguments],
+            cwd=ROOT,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
         try:
-            yield
+            yield child
         finally:
             child.send_signal(signal.SIGTERM)
             try:
@@ -116,7 +125,7 @@ def process(logs: Path, name: str, module: str, *arguments: str) -> Iterator[Non
                 child.kill()
                 status = child.wait()
             if status:
-                print(f"{name} ended with exit status {status}", file=sys.stderr)
+                print(f"the {verb} ended with exit status {status}", file=sys.stderr)
 
 
 def free_ports(count: int) -> list[int]:
@@ -129,7 +138,12 @@ def free_ports(count: int) -> list[int]:
 
 
 def say(text: str) -> None:
-    print(f"\033[2m{text}\033[0m", flush=True)
+    print(styled(2, text), flush=True)
+
+
+def styled(code: int, text: str) -> str:
+    """Bold (1) or faint (2) where that can be shown."""
+    return f"\033[{code}m{text}\033[0m" if sys.stdout.isatty() else text
 
 
 if __name__ == "__main__":
