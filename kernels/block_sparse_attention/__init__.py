@@ -25,8 +25,9 @@ def block_sparse_attention(
 ) -> torch.Tensor:
     """q (T, H, K), caches (B, G, S, K), block_table (R, M), query_start (R + 1), seq_lens (R), int32 -> (T, H, K).
 
-    Sequences as in paged_attention. A query sees the keys before it, itself included, of the last num_local_blocks blocks
-    of sparse_block_size positions, its own counted in; and of each stride-th block, shifted by h * head_step for head h.
+    Sequences as in paged_attention. A query sees the keys up to its own in the last num_local_blocks blocks of
+    sparse_block_size positions, its own block counted in, and in each stride-th block, shifted by h * head_step for
+    head h.
     """
     if q.dim() != 3 or k_cache.shape != v_cache.shape or k_cache.shape[3] != q.shape[2]:
         raise ValueError(
@@ -37,8 +38,8 @@ def block_sparse_attention(
         raise ValueError(f"{q.shape[1]} query heads cannot share {k_cache.shape[1]} kv heads evenly")
     if min(sparse_block_size, num_local_blocks, stride) < 1 or head_step < 0:
         raise ValueError(
-            f"sparse_block_size {sparse_block_size}, num_local_blocks {num_local_blocks} and stride {stride} must be at "
-            f"least 1, head_step {head_step} at least 0"
+            f"sparse_block_size {sparse_block_size}, num_local_blocks {num_local_blocks} and stride {stride} must be "
+            f"at least 1, head_step {head_step} at least 0"
         )
     path = cpu if q.is_cpu else reference
     return path.block_sparse_attention(

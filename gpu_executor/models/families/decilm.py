@@ -1,4 +1,4 @@
-"""DeciLM (Deci, 2023) and Llama-Nemotron (Bercovich et al., 2025): Llama, each layer as an architecture search left it."""
+"""DeciLM (Deci, 2023) and Llama-Nemotron (Bercovich et al., 2025): Llama, each layer as a search left it."""
 
 from __future__ import annotations
 

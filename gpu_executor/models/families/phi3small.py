@@ -1,4 +1,4 @@
-"""Phi-3-small (Abdin et al., 2024): muP scales, a clamped gate, and attention that is sparse in all but every n-th layer."""
+"""Phi-3-small (Abdin et al., 2024): muP scales, a clamped gate, and attention that is sparse in most layers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _rules(attention: Attention) -> tuple[Rule, ...]:
         rename(_LAYER + r"mlp\.down_proj\.(weight|bias)", r"layers.\1.mlp.down.\2"),
         rename(r"(?:model\.)?final_layernorm\.(weight|bias)", r"norm.\1"),
         rename(r"lm_head\.weight", "head.weight", optional=True),
-        skip(_LAYER + r"self_attn\.(?:rotary_emb\.inv_freq|_blocksparse_layer\..+)"),
+        skip(_LAYER + r"self_attn\.rotary_emb\.inv_freq"),
     )
 
 

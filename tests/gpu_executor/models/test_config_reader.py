@@ -103,3 +103,10 @@ def test_scores_can_be_scaled_by_layer_or_not_at_all() -> None:
 def test_learned_positions_bound_the_context() -> None:
     with pytest.raises(CheckpointError, match="max_model_len is 257; this model takes 256"):
         registry.resolve(ConfigReader(GPT2 | {"architectures": ["GPT2LMHeadModel"]}, max_model_len=257))
+
+
+def test_an_updated_config_has_other_values_and_the_rest_as_it_was() -> None:
+    config = ConfigReader({"a": 1, "b": 2}, 7, "x.json")
+    updated = config.updated({"b": 3, "c": 4, "a": None})
+    assert (updated.data, updated.max_model_len, updated.where) == ({"a": 1, "b": 3, "c": 4}, 7, "x.json")
+    assert config.data == {"a": 1, "b": 2}

@@ -1,4 +1,4 @@
-"""What released checkpoints' config.json files resolve to, where transformers has no such model and the goldens are small.
+"""What released config.json files resolve to, where transformers has no such model and the goldens are small.
 
 Keys that no family reads are left out, all others have the released values.
 """
@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 
 from forebay.errors import CheckpointError
 from gpu_executor.mixers.state import PagedKv
@@ -23,7 +22,6 @@ from gpu_executor.models.spec import (
     Attention,
     BlockSparseAttention,
     LinearScaling,
-    Llama3Scaling,
     LongRopeScaling,
     ModelSpec,
     Norm,
@@ -31,8 +29,6 @@ from gpu_executor.models.spec import (
     Skip,
 )
 from tests.golden.materialize import materialize, read_golden
-from tests.gpu_executor.models.checkpoints import Case, case_of, tiny_model
-from tests.gpu_executor.models.paged import run_in_chunks
 
 LLAMA_LIKE = {
     "hidden_act": "silu", "hidden_size": 4096, "intermediate_size": 11008, "max_position_embeddings": 4096,
@@ -56,7 +52,8 @@ PHI3SMALL = {
 }  # fmt: skip
 JAIS = {
     "activation_function": "swiglu", "layer_norm_epsilon": 1e-5, "n_embd": 5120, "n_head": 40, "n_inner": 13653,
-    "n_layer": 40, "n_positions": 2048, "position_embedding_type": "alibi", "scale_attn_weights": True, "vocab_size": 84992,
+    "n_layer": 40, "n_positions": 2048, "position_embedding_type": "alibi", "scale_attn_weights": True,
+    "vocab_size": 84992,
 }  # fmt: skip
 
 
@@ -297,8 +294,8 @@ def test_skips_that_cannot_be_are_named(change: dict[str, Any], message: str) ->
     ("keys", "scale", "embed_scale", "logit_scale"),
     [
         ({"embeddings_scale": 14.6, "width_scale": 0.11, "scale_qk_dot_by_d": True}, 1 / 128, 14.6, 0.11),
-        ({"mup_embeddings_scale": 14.6, "mup_output_alpha": 2.22, "mup_width_scale": 0.5, "mup_scale_qk_dot_by_d": True},
-         1 / 128, 14.6, 1.11),
+        ({"mup_embeddings_scale": 14.6, "mup_output_alpha": 2.22, "mup_width_scale": 0.5,
+          "mup_scale_qk_dot_by_d": True}, 1 / 128, 14.6, 1.11),
         ({}, 128**-0.5, 1.0, 1.0),
     ],
     ids=["jais-13b", "jais-30b", "plain"],
@@ -348,91 +345,3 @@ def test_orion_14b_has_layer_norm() -> None:
 
 def test_gritlm_7b_has_the_window_of_mistral() -> None:
     assert attention_of(resolve("GritLM", LLAMA_LIKE | {"sliding_window": 4096})).window == 4096
-
-
-# ---- variants that a change of transformers' Llama computes -------------------------------------------------------------
-
-PROMPT = [5, 100, 7, 44, 198, 3, 3, 77, 120, 61, 9, 150]
-
-
-def assert_equal_logits(
-    folder: Path, reference: transformers.PreTrainedModel, config: dict[str, Any], tensors: dict[str, torch.Tensor]
-) -> None:
-    from safetensors.torch import save_file
-
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "model.safetensors")
-    model = load_model(folder, config, dtype=torch.float32, device=torch.device("cpu"), progress=False)
-    with torch.no_grad():
-        wanted = reference(torch.tensor([PROMPT])).logits[0]
-    got = run_in_chunks(model, PROMPT, 5)
-    assert (got - wanted).abs().max() < 1e-4 * wanted.abs().max()
-
-
-def test_exaone_3_5_is_llama_with_a_tied_head_and_other_names(tmp_path: Path) -> None:
-    scaling = {
-        "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 16,
-    }  # fmt: skip
-    llama = case_of("llama").config | {"tie_word_embeddings": True, "rope_scaling": scaling, "head_dim": 10}
-    reference = tiny_model(Case("exaone", "LlamaForCausalLM", llama))
-    names = {
-        "model.embed_tokens": "transformer.wte", "model.norm": "transformer.ln_f", "model.layers": "transformer.h",
-        "input_layernorm": "ln_1", "post_attention_layernorm": "ln_2", "self_attn.o_proj": "attn.attention.out_proj",
-        "self_attn": "attn.attention", "gate_proj": "c_fc_0", "up_proj": "c_fc_1", "down_proj": "c_proj",
-    }  # fmt: skip
-    tensors = {}
-    for name, tensor in reference.state_dict().items():
-        for theirs, ours in names.items():
-            name = name.replace(theirs, ours)
-        tensors[name] = tensor
-    del tensors["lm_head.weight"]
-    config = {
-        key: value for key, value in llama.items() if key not in ("num_hidden_layers", "hidden_act", "rms_norm_eps")
-    }
-    config |= {
-        "architectures": ["ExaoneForCausalLM"], "num_layers": 3, "activation_function": "silu",
-        "layer_norm_epsilon": llama["rms_norm_eps"],
-    }  # fmt: skip
-    assert isinstance(rope_of(resolve("ExaoneForCausalLM", config)).scaling, Llama3Scaling)
-    assert_equal_logits(tmp_path, reference, config, tensors)
-
-
-def test_minicpm_is_llama_with_scaled_weights_and_another_activation(tmp_path: Path) -> None:
-    case = case_of("llama")
-    reference = tiny_model(case)
-    tensors = {name: tensor.clone() for name, tensor in reference.state_dict().items()}
-    keys = {
-        "scale_emb": 3.0,
-        "scale_depth": 1.4,
-        "dim_model_base": 24,
-        "hidden_act": "fatrelu",
-        "hidden_act_param": 0.1,
-    }
-    with torch.no_grad():
-        reference.model.embed_tokens.weight.mul_(3.0)
-        reference.lm_head.weight.mul_(24 / 48)
-        for layer in reference.model.layers:
-            layer.mlp.act_fn = torch.nn.Threshold(0.1, 0.0)
-            layer.mlp.down_proj.weight.mul_(1.4 / 3**0.5)
-            layer.self_attn.o_proj.weight.mul_(1.4 / 3**0.5)
-    assert_equal_logits(tmp_path, reference, case.config | keys | {"architectures": ["MiniCPMForCausalLM"]}, tensors)
-
-
-def test_two_skips_of_solar_may_end_at_one_layer(tmp_path: Path) -> None:
-    case = case_of("llama")
-    reference = tiny_model(case)
-    tensors = reference.state_dict()
-    keys = {"bskcn_1": [0], "bskcn_2": [1], "bskcn_3": [2], "bskcn_4": [2], "bskcn_tv": [0.9, 0.3]}
-    streams: list[torch.Tensor] = []
-
-    def mix(_: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        stream = args[0]
-        if len(streams) == 2:
-            for start in streams:
-                stream = 0.3 * start + 0.7 * stream
-        streams.append(stream)
-        return stream, *args[1:]
-
-    for layer in reference.model.layers:
-        layer.register_forward_pre_hook(mix)
-    assert_equal_logits(tmp_path, reference, case.config | keys | {"architectures": ["SolarForCausalLM"]}, tensors)

@@ -16,6 +16,7 @@ from gpu_executor.models.rules import (
     rename,
     skip,
     split_gate_up,
+    split_kv,
     split_qkv,
     transpose,
 )
@@ -152,3 +153,19 @@ def test_a_rule_says_what_it_does() -> None:
     assert str(skip("a")) == "a → skipped"
     assert str(split_qkv("a", "{}", ATTENTION, layout="grouped")) == "a → q, k, v (split grouped)"
     assert str(transpose("a", "b")) == "a → b (transposed)"
+
+
+def test_keys_and_values_of_each_kv_head_are_parted() -> None:
+    rule = split_kv(r"(weight|bias)", r"{}.\1", ATTENTION)
+    assert rule.targets == (r"k.\1", r"v.\1")
+    heads = torch.randn(G, 2, K, D)
+    k, v = apply(rule, heads.view(-1, D))
+    assert torch.equal(k, heads[:, 0].reshape(-1, D)) and torch.equal(v, heads[:, 1].reshape(-1, D))
+    assert torch.equal(apply(rule, heads[..., 0].reshape(-1))[1], v[:, 0])
+    with pytest.raises(CheckpointError, match="its 15 outputs are not the keys and values of 2 kv heads of 4"):
+        apply(rule, torch.zeros(15, D))
+
+
+def test_gate_and_up_may_lie_interleaved() -> None:
+    gate, up = apply(split_gate_up("w", "{}", interleaved=True), torch.arange(6)[:, None] * torch.ones(6, D))
+    assert gate[:, 0].tolist() == [0, 2, 4] and up[:, 0].tolist() == [1, 3, 5]
