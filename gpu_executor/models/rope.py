@@ -115,12 +115,13 @@ def _read_yarn(p: ConfigReader, config: ConfigReader, dim: int, theta: float) ->
 def _read_longrope(p: ConfigReader, config: ConfigReader, dim: int, theta: float) -> Rope:
     """Long factors if the server takes more than the trained length, short ones else: transformers decides per request."""
     longest, trained = config.integer("max_position_embeddings"), _trained_len(p, config)
-    name = "long_factor" if (config.max_model_len or longest) > trained else "short_factor"
+    length = "long" if (config.max_model_len or longest) > trained else "short"
+    name = f"{length}_factor"
     factors = p(name)
     if not isinstance(factors, list) or len(factors) != dim // 2 or not all(_is_positive(f) for f in factors):
         raise p.wrong((name,), factors, f"a list of {dim // 2} numbers above 0, one for each pair")
     factor = p.number("factor", default=None) or longest / trained
-    magnitude = p.number("attention_factor", default=None)
+    magnitude = p.number(f"{length}_mscale", "attention_factor", default=None)  # Phi-3.5-MoE says one for each length
     if magnitude is None:
         magnitude = math.sqrt(1 + math.log(factor) / math.log(trained)) if factor > 1 else 1.0
     return Rope(dim, theta, LongRopeScaling(tuple(map(float, factors)), magnitude))

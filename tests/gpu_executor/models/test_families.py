@@ -334,6 +334,17 @@ def test_heads_of_phi_3_small_may_see_the_same_blocks() -> None:
     assert decoder.layers[0].mixer.head_step == 0
 
 
+@pytest.mark.parametrize(("max_model_len", "factor", "magnitude"), [(None, 4.0, 1.19), (8192, 1.5, 1.0)])
+def test_phi_3_small_128k_names_the_magnitudes(max_model_len: int | None, factor: float, magnitude: float) -> None:
+    scaling = {
+        "type": "longrope", "short_factor": [1.5] * 64, "long_factor": [4.0] * 64, "short_mscale": 1.0,
+        "long_mscale": 1.19, "original_max_position_embeddings": 8192,
+    }  # fmt: skip
+    config = PHI3SMALL | {"max_position_embeddings": 131072, "rope_scaling": scaling}
+    attention = attention_of(resolve("Phi3SmallForCausalLM", config, max_model_len), 1)
+    assert attention.positions == Rope(128, 1e6, LongRopeScaling((factor,) * 64, magnitude))
+
+
 def test_phi_3_small_may_stretch_positions() -> None:
     attention = attention_of(resolve("Phi3SmallForCausalLM", PHI3SMALL | {"rope_position_scale": 2.0}), 1)
     assert attention.positions == Rope(128, 1e6, LinearScaling(2.0))
