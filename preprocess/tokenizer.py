@@ -96,7 +96,10 @@ class TextTokenizer:
             return []
         encoding = self.backend.encode(text, add_special_tokens=False)
         pairs = zip(encoding.ids, encoding.offsets, strict=True)
-        return [span for token_id, span in pairs if token_id in self._controls and span[0] < span[1]]
+        spans = [span for token_id, span in pairs if token_id in self._controls]
+        return [
+            (start, end) for start, end in spans if self.may_have_controls(text[start:end])
+        ]  # else it is unknown text
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
         """The text of ids; ids that the tokenizer does not know give no text."""

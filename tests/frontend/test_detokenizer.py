@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models
 
@@ -119,6 +119,25 @@ def test_long_run_that_turns_out_wrong_keeps_what_was_shown():
     assert pushed(text_of(tokenizer), [[i] for i in ids]) == "東" * num_shown + "\ufffd\ufffda"
 
 
+def test_long_run_that_ends_within_a_character_leaves_what_follows_alone():
+    tokenizer = TOKENIZERS["byte_fallback"]
+    ids = byte_ids(tokenizer, ("東" * 21).encode() + b"\xe6")  # one more than are held
+    assert len(ids) == MAX_HELD_BYTES
+    word = tokenizer.encode("the", add_special_tokens=False).ids
+    text = text_of(tokenizer)
+    assert text.push(ids).text == "東" * 21
+    assert text.push([*word, *byte_ids(tokenizer, "é".encode()), *word]).text + text.finish() == "\ufffd theé the"
+
+
+def test_space_after_a_long_run_stays():
+    tokenizer = TOKENIZERS["byte_fallback"]
+    ids = (
+        byte_ids(tokenizer, ("é" * (MAX_HELD_BYTES // 2)).encode())
+        + tokenizer.encode("the", add_special_tokens=False).ids
+    )
+    assert pushed(text_of(tokenizer), [[i] for i in ids]) == tokenizer.decode(ids)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_unknown_ids_give_no_text(kind):
     tokenizer = TOKENIZERS[kind]
@@ -162,6 +181,9 @@ ODD_DECODERS = {
     "none": None,
     "fallback_without_strip": decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]),
     "fallback_unfused": decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback()]),
+    "fallback_with_strip": decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    ),
     "strip_two": decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 2, 0)]),
     "fallback_first": decoders.Sequence([decoders.ByteFallback(), decoders.Fuse(), decoders.Replace("▁", " ")]),
     "metaspace_never": decoders.Metaspace(prepend_scheme="never"),
@@ -182,10 +204,12 @@ ODD_TOKENIZERS = {name: odd_tokenizer(decoder) for name, decoder in ODD_DECODERS
 
 
 @pytest.mark.parametrize("name", ODD_DECODERS)
-@given(ids=st.lists(st.integers(0, len(ODD_TOKENS)), max_size=40))
+@given(runs=st.lists(st.tuples(st.integers(0, len(ODD_TOKENS)), st.sampled_from([1, 1, 1, 2, 12])), max_size=30))
 @settings(max_examples=200, deadline=None)
-def test_pieces_add_up_for_other_decoders_too(name, ids):
-    tokenizer = ODD_TOKENIZERS[name]
+@example(runs=[(ODD_TOKENS.index(""), 12), (ODD_TOKENS.index("▁b"), 1)])
+@example(runs=[(ODD_TOKENS.index("æ"), 1), (ODD_TOKENS.index(""), 12), (ODD_TOKENS.index("Ŀ"), 1)])
+def test_pieces_add_up_for_other_decoders_too(name, runs):
+    tokenizer, ids = ODD_TOKENIZERS[name], [token_id for token_id, count in runs for _ in range(count)]
     assert pushed(text_of(tokenizer), [[i] for i in ids]) == tokenizer.decode(ids)
 
 

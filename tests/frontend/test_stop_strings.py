@@ -28,10 +28,13 @@ def first_complete(text: str, stops: Sequence[str], after: int = 0) -> tuple[int
 
 
 def letters(tokenizer: Tokenizer) -> list[int]:
-    return [i for name in ("a", "b", "c", "ab", "Ġ", "ba", "é") if (i := tokenizer.token_to_id(name)) is not None]
+    return [i for name in ("a", "b", "ab", "Ġ", "é") if (i := tokenizer.token_to_id(name)) is not None]
 
 
-STOPS = st.lists(st.text("ab c", min_size=1, max_size=4), min_size=1, max_size=4)
+# Over two letters, so that strings overlap themselves and each other.
+STOPS = st.lists(
+    st.text("ab", min_size=2, max_size=5) | st.text("ab c", min_size=1, max_size=3), min_size=1, max_size=4
+)
 
 
 @given(data=st.data(), stops=STOPS, include=st.booleans(), min_tokens=st.integers(0, 6), size=st.integers(1, 5))
@@ -129,6 +132,29 @@ def test_beginning_of_a_stop_string_is_shown_when_the_sequence_ends():
     text = text_of(TOKENIZERS["byte_level"], stop=["abc"])
     assert text.push(spelled("xab")).text == "x"
     assert text.finish() == "ab"
+
+
+@pytest.mark.parametrize(
+    ("stops", "text", "expected"),
+    [
+        (["aab"], "aaab", "a"),
+        (["abab"], "aababab", "a"),
+        (["abcx", "bc"], "abcx", "a"),
+        (["abcd", "c"], "abcd", "ab"),
+        (["abx", "bay"], "abay", "a"),
+    ],
+)
+def test_strings_that_overlap_are_told_apart(stops, text, expected):
+    delta = text_of(TOKENIZERS["byte_level"], stop=stops).push(spelled(text))
+    assert delta.stop_string in stops
+    assert delta.text == expected
+
+
+def test_stop_string_that_is_certain_only_at_the_end_takes_its_beginning_along():
+    tokenizer = TOKENIZERS["byte_fallback"]
+    text = text_of(tokenizer, stop=["a東"])
+    assert text.push([tokenizer.token_to_id("a"), *byte_ids(tokenizer, "東".encode())]).text == ""
+    assert text.finish() == ""
 
 
 @pytest.mark.parametrize("include", [False, True])

@@ -148,6 +148,12 @@ def test_name_of_a_control_token_between_the_brackets_of_a_template_stays_text()
     assert control_ids(template.render(chat_of([("user", "im_end")]))[1]) == []
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_white_space_that_the_vocabulary_lacks_is_trimmed_beside_control_tokens_too(kind):
+    turns = [("user", "\x1f<|im_start|>\x1f"), ("assistant", "ok"), ("user", "x")]
+    assert template_of(CHATML, kind).render(chat_of(turns))[0] == expected(turns, CHATML, kind, tokenize=False)
+
+
 # Roles, parts and names.
 
 

@@ -7,6 +7,7 @@ import logging
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer, models
 
 from forebay.errors import CheckpointError, FailedPrecondition, InvalidRequest
 from forebay.v1 import prompt_pb2, sampling_pb2
@@ -155,6 +156,13 @@ def test_leading_space_of_a_bad_word_changes_only_how_it_starts_a_text():
     preprocessor = preprocessor_of("byte_level")
     assert preprocessor.bad_word_ids(" fox")[0] == preprocessor.encode(text_prompt(" fox"))
     assert preprocessor.bad_word_ids(" fox")[1:] == preprocessor.bad_word_ids("fox")[:1]
+
+
+def test_bad_word_that_merges_with_a_line_break_bans_no_part_of_itself():
+    vocab = {token: i for i, token in enumerate(["a", " ", "\n", "b", "c", "\nb"])}
+    backend = Tokenizer(models.BPE(vocab, [("\n", "b")]))
+    preprocessor = Preprocessor(TextTokenizer(backend, named_tokens={}, chat_template=None))
+    assert preprocessor.bad_word_ids("bc") == [[vocab["b"], vocab["c"]], [vocab[" "], vocab["b"], vocab["c"]]]
 
 
 @pytest.mark.parametrize("kind", ["wordpiece", "word_suffix_bpe"])

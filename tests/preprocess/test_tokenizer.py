@@ -104,9 +104,9 @@ def test_cost_is_linear_in_the_text(kind, unit):
     def seconds(num_units: int) -> float:
         text, best = unit * num_units, float("inf")
         for _ in range(3):
-            start = time.perf_counter()
+            start = time.process_time()
             tokenizer.encode_user_text(text, add_special_tokens=False)
-            best = min(best, time.perf_counter() - start)
+            best = min(best, time.process_time() - start)
         return best
 
     seconds(1000)
