@@ -139,7 +139,10 @@ class FakeExecutor:
     async def Session(
         self, requests: AsyncIterator[wire.SessionRequest], context: grpc.aio.ServicerContext
     ) -> AsyncIterator[wire.SessionResponse]:
-        hello = (await anext(aiter(requests))).hello
+        first = await anext(aiter(requests), None)
+        if first is None:  # the frontend left before it said anything
+            return
+        hello = first.hello
         for name in ("model_digest", "tokenizer_digest") if self.checks_fingerprint else ():
             ours, theirs = getattr(self.fingerprint, name), getattr(hello.fingerprint, name)
             if ours and theirs and ours != theirs:
