@@ -201,7 +201,7 @@ class ExecutorClient:
 
     async def _session(self) -> None:
         """One session from Hello to its end."""
-        self._why_broken = ""
+        self.state, self._why_broken = State.CONNECTING, ""
         async with grpc.aio.insecure_channel(self.address, options=CHANNEL_OPTIONS) as channel:
             call = channel.stream_stream(METHOD, request_serializer=wire.SessionRequest.SerializeToString)()
             try:

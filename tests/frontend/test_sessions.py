@@ -77,7 +77,7 @@ class ScriptedExecutor(FakeExecutor):
 
     async def Session(self, requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext) -> AsyncIterator[bytes]:
         self.num_sessions += 1
-        await anext(aiter(requests))
+        await anext(aiter(requests), None)
         for message in self.messages:
             yield message
         if not self.ends:
@@ -205,10 +205,11 @@ async def test_broken_session_is_left_with_its_reason_and_tried_again(
     executor = make()
     async with client_to(executor):
         await until(lambda: executor.num_sessions >= 2)
-    warnings = [record for record in caplog.records if record.levelno == logging.WARNING]
+    records = [record for record in caplog.records if record.name == module.logger.name]
+    warnings = [record for record in records if record.levelno == logging.WARNING]
     assert warnings and all(f"no session with executor {executor.address}: " in r.getMessage() for r in warnings)
     assert warnings[0].getMessage() == f"no session with executor {executor.address}: {reason}"
-    assert not any(record.levelno > logging.WARNING for record in caplog.records), "nothing is a defect of ours"
+    assert not any(record.levelno > logging.WARNING for record in records), "nothing is a defect of ours"
 
 
 async def test_executor_that_cannot_be_dialled_is_logged_as_such(caplog: pytest.LogCaptureFixture) -> None:
@@ -232,6 +233,15 @@ async def test_messages_about_requests_that_are_gone_are_passed_over() -> None:
     async with client_to(ScriptedExecutor(*welcome_then(*late))) as (client, events):
         await until(lambda: client.state is State.DRAINING)
         assert not events.refused and client.load.num_own_sequences == 0
+
+
+async def test_executor_that_is_down_after_it_was_refused_is_dialled_as_any_other() -> None:
+    executor = FakeExecutor(model_digest="other")
+    async with client_to(executor) as (client, events):
+        await until(lambda: client.state is State.REFUSED)
+        await executor.kill()
+        await until(lambda: client.state is State.CONNECTING)  # and so waits seconds at most, not refused_retry_s
+        assert not events.states
 
 
 async def test_executor_that_does_not_answer_hello_is_given_up_and_tried_again(
