@@ -228,7 +228,7 @@ class Dispatcher:
         """Lets an executor that left the address list finish what it has, then forgets it."""
         while client.retired and client.num_flights:
             await asyncio.sleep(0.2)
-        if client.retired:
+        if client.retired and self._clients.get(client.address) is client:  # else it was retired twice
             del self._clients[client.address]
             await client.close()
 

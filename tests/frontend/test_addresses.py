@@ -116,3 +116,21 @@ async def test_no_address_at_all_changes_nothing(names: Names) -> None:
         await names.say()
         await up.generate()
         assert up.server.dispatcher.num_ready == 1
+
+
+async def test_address_that_goes_and_comes_and_goes_is_forgotten_once(
+    names: Names, caplog: pytest.LogCaptureFixture
+) -> None:
+    old, new = FakeExecutor(), FakeExecutor(auto=True)
+    async with named_tier(names, old, new) as up:
+        stream = up.stream(max_tokens=1)
+        await old.saw(lambda: old.num_aboard == 1)
+        for present in (False, True, False, True, False):
+            await names.say(*([old] if present else []), new)
+        await old.step()
+        await stream.read()
+        await until(lambda: addresses(up) == {new.address})
+        await until(lambda: len(up.server.dispatcher._tasks) == 1)  # which looks the name up
+        assert "a task of the dispatcher failed" not in caplog.text
+        await names.say(old, new)
+        await up.until_ready(2)
