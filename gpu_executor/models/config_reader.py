@@ -8,10 +8,11 @@ from forebay.errors import CheckpointError
 
 _REQUIRED: Any = object()
 
-# Activation names of configs, and ours. What transformers calls gelu_new and gelu_fast is the tanh form.
+# Activation names of configs, and ours. What transformers calls gelu_new, gelu_fast and gelu_accurate is the tanh form.
 _ACTIVATIONS = {
-    "silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_fast": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu", "relu2": "relu2",
+    "silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_python": "gelu", "gelu_new": "gelu_tanh", "gelu_fast": "gelu_tanh",
+    "gelu_accurate": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu_python_tanh": "gelu_tanh", "relu": "relu",
+    "relu2": "relu2",
 }  # fmt: skip
 
 
@@ -74,6 +75,22 @@ class ConfigReader:
         if not isinstance(value, dict):
             raise self.wrong(names, value, "an object")
         return ConfigReader(value, self.max_model_len, f"{names[0]} of {self.where}")
+
+    def with_defaults(self, **values: Any) -> ConfigReader:
+        """The same object, with these values for keys that are missing or null."""
+        return self.with_values(**{key: value for key, value in values.items() if self.data.get(key) is None})
+
+    def with_values(self, **values: Any) -> ConfigReader:
+        """The same object, with these values."""
+        return ConfigReader(self.data | values, self.max_model_len, self.where)
+
+    def renamed(self, **names: str) -> ConfigReader:
+        """The same object, in which a key has the value of another name for it, where that is there and not null.
+
+        `renamed(rope_theta="rotary_emb_base")` serves readers that know only rope_theta.
+        """
+        values = {key: self.data[name] for key, name in names.items() if self.data.get(name) is not None}
+        return self.with_values(**values)
 
     def activation(self, *names: str, default: str) -> str:
         """The activation that a key names, by our name for it."""

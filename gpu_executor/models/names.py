@@ -66,8 +66,16 @@ _NORM_NAMES = frozenset(
 _PartNames = dict[str, tuple[Role, Callable[[Any, int], Shape]]]
 
 
-def _qk_norm(m: Attention, num_heads: int) -> Shape:
-    return {"head": (m.head_dim,), "heads": (num_heads, m.head_dim), "projection": (num_heads * m.head_dim,)}[m.qk_norm]
+def _qk_norm(m: Attention, num_heads: int) -> tuple[int | None]:
+    return {"head": (m.head_dim,), "projection": (num_heads * m.head_dim,)}.get(m.qk_norm, (None,))
+
+
+def _norms_of_heads(m: Attention) -> dict[str, Shape]:
+    """The weights of a norm whose heads each have one, below the mixer."""
+    if m.qk_norm != "heads":
+        return {}
+    counts = {"q_norm": m.num_heads, "k_norm": m.num_kv_heads}
+    return {f"{norm}.{head}.weight": (m.head_dim,) for norm, count in counts.items() for head in range(count)}
 
 
 _ATTENTION: _PartNames = {
@@ -183,14 +191,14 @@ def _find_in_layer(name: str, layer: Layer, hidden_size: int) -> tuple[Role, Sha
     part, _, rest = name.partition(".")
     spec = {"mixer": layer.mixer, "mlp": layer.mlp}.get(part)
     names = _PARTS.get(type(spec), {})
+    if isinstance(spec, Attention) and rest in (of_heads := _norms_of_heads(spec)):
+        return Role.PER_HEAD, of_heads[rest]
     if isinstance(spec, Moe) and (expert := re.fullmatch(r"experts\.(\d+)\.(.+)", rest)):
         names, rest = (_EXPERT if int(expert[1]) < spec.num_experts else {}), expert[2]
     if rest not in names:
         return None
     role, shape_of = names[rest]
-    if (rest.startswith(("q_norm", "k_norm")) and isinstance(spec, Attention) and spec.qk_norm is None) or (
-        rest.startswith("shared") and spec.shared_size is None
-    ):
+    if rest.startswith("shared") and spec.shared_size is None:
         return None
     shape = shape_of(spec, hidden_size)
     return None if None in shape else (role, shape)
@@ -228,7 +236,8 @@ def _required_in_layer(layer: Layer, affine: bool) -> list[str]:
 def _required_of_mixer(mixer: Attention | BlockSparseAttention | Mla | Mamba | None) -> tuple[str, ...]:
     match mixer:
         case Attention():
-            norms = () if mixer.qk_norm is None else ("q_norm.weight", "k_norm.weight")
+            whole = mixer.qk_norm in ("head", "projection")
+            norms = ("q_norm.weight", "k_norm.weight") if whole else _norms_of_heads(mixer)
             return ("q.weight", "k.weight", "v.weight", "o.weight", *norms)
         case BlockSparseAttention():
             return _required_of_mixer(mixer.attention)

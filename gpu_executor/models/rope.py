@@ -28,6 +28,15 @@ def read_rope(config: ConfigReader, dim: int, *, default_theta: float = 10000.0)
     return _SCALINGS[_kind(parameters)](parameters, config, dim, theta)
 
 
+def rotary_dim(config: ConfigReader, head_dim: int) -> int:
+    """How many dimensions of a head rotate: its `partial_rotary_factor`, in the parameters of the rope or beside them."""
+    part = _parameters(config).number("partial_rotary_factor", default=None)
+    part = part or config.number("partial_rotary_factor", default=1.0)
+    if part > 1:
+        raise config.wrong(("partial_rotary_factor",), part, "at most 1")
+    return int(head_dim * part)
+
+
 def read_context(config: ConfigReader) -> int:
     """Most tokens at once for a model with rope: `max_position_embeddings`, stretched by its scaling as in vLLM.
 

@@ -141,20 +141,29 @@ def permute_rope(
     head_dim: int,
     rope_dim: int,
     start: int = 0,
-    rows_are_heads: bool = False,
     optional: bool = False,
 ) -> Rule:
-    """A projection (or bias, or norm per head) of heads that rotate neighbours (2i, 2i + 1), for (i, i + rope_dim / 2).
+    """A projection (or its bias) of heads that rotate neighbours (2i, 2i + 1), for (i, i + rope_dim / 2).
 
-    The rotating dimensions of a head begin at `start`; `rows_are_heads` where the tensor is (H, K). The same permutation
-    of queries and keys leaves their products as they are.
+    The rotating dimensions of a head begin at `start`. The same permutation of queries and keys leaves their products as
+    they are.
     """
 
     def permute_pairs(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        flat = tensor.flatten() if rows_are_heads else tensor
-        return (pairs_to_halves(flat, head_dim, rope_dim, start).view(tensor.shape),)
+        return (pairs_to_halves(tensor, head_dim, rope_dim, start),)
 
     return Rule(pattern, (target,), permute_pairs, optional)
+
+
+def split_heads(pattern: str, target: str, num_heads: int, *, neighbours: int = 0, optional: bool = False) -> Rule:
+    """A norm that has a row (K) for each head; `{}` in the target stands for the head's number, `neighbours` as in split_qkv."""
+
+    def split_rows(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        if len(tensor) != num_heads:
+            raise CheckpointError(f"its {len(tensor)} rows are not those of {num_heads} heads")
+        return tuple(pairs_to_halves(row, len(row), neighbours) if neighbours else row for row in tensor)
+
+    return Rule(pattern, tuple(target.format(head) for head in range(num_heads)), split_rows, optional)
 
 
 def pairs_to_halves(tensor: torch.Tensor, head_dim: int, rope_dim: int, start: int = 0) -> torch.Tensor:

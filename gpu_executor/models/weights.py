@@ -11,7 +11,7 @@ import torch
 from gpu_executor.layers.linear import Linear
 from gpu_executor.layers.norm import NormLayer, make_norm
 from gpu_executor.models.names import find
-from gpu_executor.models.spec import ModelSpec, Moe, Norm
+from gpu_executor.models.spec import Attention, ModelSpec, Moe, Norm
 
 # Canonical tensors of one layer that lie one after the other in one tensor, so that one product serves them all.
 _FUSED = {
@@ -39,6 +39,9 @@ class Weights:
         for index, layer in enumerate(spec.decoder.layers):
             if isinstance(layer.mlp, Moe):
                 self._allocate_experts(f"layers.{index}.mlp.experts", layer.mlp.num_experts)
+            if isinstance(layer.mixer, Attention) and layer.mixer.qk_norm == "heads":
+                for norm, num_heads in (("q_norm", layer.mixer.num_heads), ("k_norm", layer.mixer.num_kv_heads)):
+                    self._allocate_rows(f"layers.{index}.mixer.{norm}", num_heads)
             for group, parts in _FUSED.items():
                 if all(f"layers.{index}.{part}.weight" in names for part in parts):
                     for kind in ("weight", "bias"):
@@ -70,6 +73,11 @@ class Weights:
             parts = (*gate_up[expert].chunk(2), down[expert])
             for part, view in zip(("gate", "up", "down"), parts, strict=True):
                 self.slots[f"{name}.{expert}.{part}.weight"] = view
+
+    def _allocate_rows(self, name: str, num_heads: int) -> None:
+        """One tensor (H, K) for the weights of a norm whose heads each have one."""
+        whole = self._fused[f"{name}.weight"] = self._empty((num_heads, *self._shape(f"{name}.0.weight")))
+        self.slots |= {f"{name}.{head}.weight": row for head, row in enumerate(whole)}
 
     def _shape(self, name: str) -> tuple[int, ...]:
         found = find(name, self._spec)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gpu_executor.models.config_reader import ConfigReader
-from gpu_executor.models.families.llama import GATE, LLAMA_RULES, read_attention, read_model
+from gpu_executor.models.families.llama import GATE, LLAMA_RULES, read_attention, read_model, read_windows
 from gpu_executor.models.names import every_layer
 from gpu_executor.models.registry import Resolved, architecture
 
@@ -16,20 +16,7 @@ def qwen2(config: ConfigReader, architecture: str) -> Resolved:
     if config.flag("use_sliding_window", default=False):
         window = config.integer("sliding_window", default=None if config.has("sliding_window") else 4096)
     full, sliding = read_attention(config), read_attention(config, window=window)
-    mixers = [sliding if slides else full for slides in _sliding_layers(config)]
+    num_full = config("max_window_layers", default=28)  # and the layers from there on have the window
+    windows = read_windows(config, [i >= num_full for i in range(config.integer("num_hidden_layers"))])
+    mixers = [sliding if slides else full for slides in windows]
     return Resolved(read_model(config, architecture, mixers), LLAMA_RULES, _EXTRAS)
-
-
-def _sliding_layers(config: ConfigReader) -> list[bool]:
-    """Which layers have the window: those from max_window_layers on, or what newer configs list in layer_types."""
-    num_layers = config.integer("num_hidden_layers")
-    kinds = config("layer_types", default=None)
-    if kinds is None:
-        num_full = config("max_window_layers", default=28)
-        return [i >= num_full for i in range(num_layers)]
-    if not isinstance(kinds, list) or len(kinds) != num_layers or not set(kinds) <= _KINDS.keys():
-        raise config.wrong(("layer_types",), kinds, f"{num_layers} of {', '.join(_KINDS)}")
-    return [_KINDS[kind] for kind in kinds]
-
-
-_KINDS = {"full_attention": False, "sliding_attention": True}

@@ -38,6 +38,7 @@ class Case:
     max_model_len: int | None = None
     least_prompt: int = 1
     class_name: str = ""  # transformers' class, where it is not called as the architecture is
+    attention: str = "eager"  # transformers' implementation
     to_hub: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]] | None = (
         None  # where save_pretrained is not enough
     )
@@ -51,7 +52,7 @@ def tiny_model(case: Case) -> transformers.PreTrainedModel:
     model_class = getattr(transformers, case.class_name or case.architecture)
     config = model_class.config_class.from_dict(case.config)
     torch.manual_seed(7)
-    model = model_class._from_config(config, attn_implementation="eager").eval().float()
+    model = model_class._from_config(config, attn_implementation=case.attention).eval().float()
     with torch.no_grad():
         for parameter in model.parameters():
             spread = 0.3 if parameter.dim() > 1 else 0.2

@@ -1,0 +1,48 @@
+"""OLMo (Groeneveld et al., 2024): norms without weights, clamped projections. OLMo 2 (2025): norms behind the branches."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from gpu_executor.models.config_reader import ConfigReader
+from gpu_executor.models.families.llama import (
+    EMBEDDINGS,
+    GATE,
+    LAYER,
+    MLP,
+    MODEL,
+    PROJECTIONS,
+    read_attention,
+    read_biases,
+    read_model,
+)
+from gpu_executor.models.registry import Resolved, architecture
+from gpu_executor.models.rules import rename
+from gpu_executor.models.spec import Norm
+
+_OLMO2_RULES = (
+    *EMBEDDINGS,
+    PROJECTIONS,
+    MLP,
+    rename(LAYER + r"self_attn\.([qk])_norm\.weight", r"layers.\1.mixer.\2_norm.weight"),
+    rename(LAYER + r"post_attention_layernorm\.weight", r"layers.\1.norm1.weight"),
+    rename(LAYER + r"post_feedforward_layernorm\.weight", r"layers.\1.norm2.weight"),
+    rename(MODEL + r"norm\.weight", "norm.weight"),
+)
+
+
+@architecture("OlmoForCausalLM", examples="OLMo 7B, OLMo 1B")
+def olmo(config: ConfigReader, architecture: str) -> Resolved:
+    attention = dataclasses.replace(read_attention(config), clip=config.number("clip_qkv", default=None))
+    mixers = [attention] * config.integer("num_hidden_layers")
+    spec = read_model(config, architecture, mixers, norm=Norm("layer", 1e-5, affine=False))
+    return Resolved(spec, (*EMBEDDINGS, PROJECTIONS, MLP), GATE + read_biases(config))
+
+
+@architecture("Olmo2ForCausalLM", examples="OLMo 2")
+def olmo2(config: ConfigReader, architecture: str) -> Resolved:
+    config = config.with_defaults(rms_norm_eps=1e-5)
+    attention = dataclasses.replace(read_attention(config), qk_norm="projection")
+    mixers = [attention] * config.integer("num_hidden_layers")
+    spec = read_model(config, architecture, mixers, residual="branch_norm")
+    return Resolved(spec, _OLMO2_RULES, GATE + read_biases(config))
