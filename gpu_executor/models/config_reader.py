@@ -41,6 +41,10 @@ class ConfigReader:
         """Whether the key is there, be it null."""
         return name in self.data
 
+    def with_defaults(self, **values: Any) -> ConfigReader:
+        """The same config with these values for keys that are missing or null."""
+        return self.updated({key: value for key, value in values.items() if self.data.get(key) is None})
+
     def updated(self, values: dict[str, Any]) -> ConfigReader:
         """The same config with other values, or under other names; None leaves a key as it is."""
         changes = {name: value for name, value in values.items() if value is not None}
@@ -75,22 +79,6 @@ class ConfigReader:
         if not isinstance(value, dict):
             raise self.wrong(names, value, "an object")
         return ConfigReader(value, self.max_model_len, f"{names[0]} of {self.where}")
-
-    def with_defaults(self, **values: Any) -> ConfigReader:
-        """The same object, with these values for keys that are missing or null."""
-        return self.with_values(**{key: value for key, value in values.items() if self.data.get(key) is None})
-
-    def with_values(self, **values: Any) -> ConfigReader:
-        """The same object, with these values."""
-        return ConfigReader(self.data | values, self.max_model_len, self.where)
-
-    def renamed(self, **names: str) -> ConfigReader:
-        """The same object, in which a key has the value of another name for it, where that is there and not null.
-
-        `renamed(rope_theta="rotary_emb_base")` serves readers that know only rope_theta.
-        """
-        values = {key: self.data[name] for key, name in names.items() if self.data.get(name) is not None}
-        return self.with_values(**values)
 
     def activation(self, *names: str, default: str) -> str:
         """The activation that a key names, by our name for it."""

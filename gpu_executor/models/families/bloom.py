@@ -38,14 +38,13 @@ def _rules(attention: Attention) -> tuple[Rule, ...]:
 
 @architecture("BloomForCausalLM", examples="BLOOM, BLOOMZ")
 def bloom(config: ConfigReader, architecture: str) -> Resolved:
-    config = config.renamed(hidden_size="n_embed", num_attention_heads="n_head", num_hidden_layers="n_layer")
-    hidden_size, num_heads = config.integer("hidden_size"), config.integer("num_attention_heads")
-    head_dim = config.head_dim("hidden_size", "num_attention_heads")
+    hidden_size, num_heads = config.integer("n_embed", "hidden_size"), config.integer("n_head", "num_attention_heads")
+    head_dim = config.head_dim("n_embed", "n_head")
     attention = Attention(num_heads, num_heads, head_dim, head_dim**-0.5, make_alibi(num_heads))
     normed = config.flag("apply_residual_connection_post_layernorm", default=False)
     layer = Layer(attention, Mlp(4 * hidden_size, "gelu_tanh"), "normed" if normed else "sequential")
     decoder = DecoderSpec(
-        layers=(layer,) * config.integer("num_hidden_layers"),
+        layers=(layer,) * config.integer("n_layer", "num_hidden_layers"),
         norm=Norm("layer", config.number("layer_norm_epsilon", default=1e-5)),
         hidden_size=hidden_size,
         tied=config.flag("tie_word_embeddings", default=True),

@@ -41,7 +41,7 @@ def _read_model(config: ConfigReader, architecture: str, mixers: list[Attention]
 @architecture("CohereForCausalLM", examples="Command R, Command R+, Aya")
 def cohere(config: ConfigReader, architecture: str) -> Resolved:
     # Command R announces 8,192 positions, and beside them the 131,072 tokens that it was trained for.
-    config = config.renamed(max_position_embeddings="model_max_length")
+    config = config.updated({"max_position_embeddings": config.integer("model_max_length", default=None)})
     config = config.with_defaults(rope_theta=500000.0, tie_word_embeddings=True)
     attention = read_attention(config)
     norms: tuple[Rule, ...] = ()

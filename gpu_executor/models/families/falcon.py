@@ -45,21 +45,19 @@ def _rules(attention: Attention) -> tuple[Rule, ...]:
 def falcon(config: ConfigReader, architecture: str) -> Resolved:
     # The first releases (RW: "refined web") have other names, and n_head_kv in the 40B alone.
     config = config.with_defaults(new_decoder_architecture=config.has("n_head_kv"), max_position_embeddings=2048)
-    config = config.renamed(
-        hidden_size="n_embed", num_attention_heads="n_head", num_hidden_layers="n_layer", num_kv_heads="n_head_kv"
-    )
     grouped = config.flag("new_decoder_architecture", default=False)
     parallel = grouped or config.flag("parallel_attn", default=True)
     two_norms = not parallel or (grouped and config.integer("num_ln_in_parallel_attn", default=2) == 2)
     attention = _read_attention(config, grouped)
     mlp = Mlp(
-        config.integer("ffn_hidden_size", default=4 * config.integer("hidden_size")),
+        config.integer("ffn_hidden_size", default=4 * config.integer("n_embed", "hidden_size")),
         config.activation("activation", default="gelu"),
     )
     decoder = DecoderSpec(
-        layers=(Layer(attention, mlp, "parallel" if parallel else "sequential"),) * config.integer("num_hidden_layers"),
+        layers=(Layer(attention, mlp, "parallel" if parallel else "sequential"),)
+        * config.integer("n_layer", "num_hidden_layers"),
         norm=Norm("layer", config.number("layer_norm_epsilon", default=1e-5)),
-        hidden_size=config.integer("hidden_size"),
+        hidden_size=config.integer("n_embed", "hidden_size"),
         tied=config.flag("tie_word_embeddings", default=True),
     )
     extras = (
@@ -74,11 +72,11 @@ def falcon(config: ConfigReader, architecture: str) -> Resolved:
 
 
 def _read_attention(config: ConfigReader, grouped: bool) -> Attention:
-    num_heads = config.integer("num_attention_heads")
-    head_dim = config.head_dim("hidden_size", "num_attention_heads")
+    num_heads = config.integer("n_head", "num_attention_heads")
+    head_dim = config.head_dim("n_embed", "n_head")
     num_kv_heads = num_heads
     if grouped:
-        num_kv_heads = config.integer("num_kv_heads", default=num_heads)
+        num_kv_heads = config.integer("n_head_kv", "num_kv_heads", default=num_heads)
         if num_heads % num_kv_heads:
             raise config.wrong(("num_kv_heads",), num_kv_heads, f"a divisor of {num_heads}, num_attention_heads")
     elif config.flag("multi_query", default=True):

@@ -36,7 +36,12 @@ def _rules(attention: Attention) -> tuple[Rule, ...]:
 
 @architecture("GPTNeoXForCausalLM", examples="Pythia, GPT-NeoX 20B, Dolly, RedPajama-INCITE")
 def gpt_neox(config: ConfigReader, architecture: str) -> Resolved:
-    config = config.renamed(rope_theta="rotary_emb_base", partial_rotary_factor="rotary_pct")
+    config = config.updated(
+        {
+            "rope_theta": config("rotary_emb_base", default=None),
+            "partial_rotary_factor": config("rotary_pct", default=None),
+        }
+    )
     config = config.with_defaults(partial_rotary_factor=0.25)
     attention = read_attention(config)
     spec = read_model(

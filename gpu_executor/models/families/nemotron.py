@@ -33,9 +33,8 @@ _RULES = (
 
 @architecture("NemotronForCausalLM", examples="Nemotron-4, Minitron")
 def nemotron(config: ConfigReader, architecture: str) -> Resolved:
-    for older_name in ("rope_percentage", "rope_percent"):
-        config = config.renamed(partial_rotary_factor=older_name)
-    config = config.with_defaults(partial_rotary_factor=0.5)
+    older = config("rope_percent", "rope_percentage", default=None)  # the name in the first releases
+    config = config.updated({"partial_rotary_factor": older}).with_defaults(partial_rotary_factor=0.5)
     spec = read_model(
         config,
         architecture,

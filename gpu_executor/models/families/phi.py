@@ -67,4 +67,4 @@ def _with_longrope(config: ConfigReader) -> ConfigReader:
     scaling = config.section("rope_scaling").data
     if scaling.get("type", scaling.get("rope_type")) != "yarn":
         return config
-    return config.with_values(rope_scaling=scaling | {"type": "longrope", "rope_type": "longrope"})
+    return config.updated({"rope_scaling": scaling | {"type": "longrope", "rope_type": "longrope"}})

@@ -40,8 +40,8 @@ _RULES = (
 
 @architecture("StableLmForCausalLM", "StableLMEpochForCausalLM", examples="StableLM 2, StableLM 3B")
 def stablelm(config: ConfigReader, architecture: str) -> Resolved:
-    config = config.renamed(layer_norm_eps="norm_eps", partial_rotary_factor="rope_pct")  # as the first releases say
-    config = config.with_defaults(partial_rotary_factor=0.25)
+    rotates = config("rope_pct", "partial_rotary_factor", default=0.25)  # the first releases have other names
+    config = config.updated({"partial_rotary_factor": rotates})
     attention = read_attention(config)
     if config.flag("qk_layernorm", default=False):
         attention = dataclasses.replace(attention, qk_norm="heads")
@@ -50,7 +50,7 @@ def stablelm(config: ConfigReader, architecture: str) -> Resolved:
         config,
         architecture,
         [attention] * config.integer("num_hidden_layers"),
-        norm=Norm("layer", config.number("layer_norm_eps", default=1e-5)),
+        norm=Norm("layer", config.number("norm_eps", "layer_norm_eps", default=1e-5)),
         residual="parallel" if parallel else "sequential",
     )
     extras = ("norm.bias", *GATE, *every_layer("norm1.bias"), *(() if parallel else every_layer("norm2.bias")))
