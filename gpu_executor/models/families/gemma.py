@@ -1,6 +1,7 @@
 """Gemma (Mesnard et al., 2024; Gemma 2: Riviere et al., 2024): RMSNorm by 1 + weight, scaled embeddings, wide heads.
 
-Gemma 2 norms what each branch gives as well, caps scores and logits, and has a window in every second layer.
+Gemma 2 norms what each branch gives as well, caps scores and logits, and has a window in every second layer. Gemma 3 (2025)
+norms queries and keys instead of the caps; five layers of six have a window, and a rope of their own.
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ from gpu_executor.models.families.llama import (
     MLP,
     MODEL,
     PROJECTIONS,
+    full_layers,
     read_attention,
     read_biases,
     read_model,
     read_windows,
+    sliding_layers,
 )
 from gpu_executor.models.names import every_layer
 from gpu_executor.models.registry import Resolved, architecture
@@ -39,6 +42,7 @@ _SANDWICH = (
     fold_unit_offset(LAYER + r"pre_feedforward_layernorm\.weight", r"layers.\1.norm2.weight"),
     fold_unit_offset(LAYER + r"post_feedforward_layernorm\.weight", r"layers.\1.post_norm2.weight"),
 )
+_NORMS_OF_HEADS = (fold_unit_offset(LAYER + r"self_attn\.([qk])_norm\.weight", r"layers.\1.mixer.\2_norm.weight"),)
 _SANDWICH_EXTRAS = GATE + every_layer("post_norm1.weight", "post_norm2.weight")
 
 
@@ -84,6 +88,27 @@ def gemma2(config: ConfigReader, architecture: str) -> Resolved:
     mixers = [sliding if slides else full for slides in windows]
     spec = _read_model(config, architecture, mixers, _read_cap(config, "final_logit_softcapping", 30.0))
     return Resolved(spec, _RULES + _SANDWICH, _SANDWICH_EXTRAS + read_biases(config))
+
+
+@architecture("Gemma3ForCausalLM", examples="Gemma 3 1B, Gemma 3 270M")
+def gemma3(config: ConfigReader, architecture: str) -> Resolved:
+    config = config.with_defaults(**_DEFAULTS, rope_theta=1e6, max_position_embeddings=131072)
+    local = sliding_layers(config, config.number("rope_local_base_freq", default=10000.0))
+    full = dataclasses.replace(
+        _read_attention(full_layers(config)),
+        scale=config.number("query_pre_attn_scalar", default=256.0) ** -0.5,
+        softcap=config.number("attn_logit_softcapping", default=None),
+        qk_norm="head",
+    )
+    window = config.integer("sliding_window", default=None if config.has("sliding_window") else 4096)
+    sliding = dataclasses.replace(full, positions=_read_attention(local).positions, window=window)
+    period = config.integer("sliding_window_pattern", "_sliding_window_pattern", default=6)
+    windows = read_windows(config, [(i + 1) % period > 0 for i in range(config.integer("num_hidden_layers"))])
+    mixers = [sliding if slides else full for slides in windows]
+    logit_cap = config.number("final_logit_softcapping", default=None)
+    # max_position_embeddings is what the scaled rope reaches: nothing stretches it once more.
+    spec = _read_model(local, architecture, mixers, logit_cap)
+    return Resolved(spec, _RULES + _SANDWICH + _NORMS_OF_HEADS, _SANDWICH_EXTRAS + read_biases(config))
 
 
 def _read_cap(config: ConfigReader, name: str, default: float) -> float | None:

@@ -104,6 +104,20 @@ def read_windows(config: ConfigReader, default: list[bool]) -> list[bool]:
     return [_KINDS[kind] for kind in kinds]
 
 
+def full_layers(config: ConfigReader) -> ConfigReader:
+    """The config as layers without a window see it, in families that scale the rope of those alone."""
+    parameters = (
+        config.section("rope_parameters").section("full_attention").data
+    )  # newer configs have a rope for each kind
+    return config.updated({"rope_parameters": parameters or None})
+
+
+def sliding_layers(config: ConfigReader, theta: float | None = None) -> ConfigReader:
+    """The config as layers with a window see it in those families: no scaling, and a theta of their own if there is one."""
+    parameters = config.section("rope_parameters").section("sliding_attention").data
+    return config.updated({"rope_parameters": parameters or None, "rope_scaling": {}, "rope_theta": theta})
+
+
 _KINDS = {"full_attention": False, "sliding_attention": True}
 
 

@@ -1,4 +1,7 @@
-"""OLMo (Groeneveld et al., 2024): norms without weights, clamped projections. OLMo 2 (2025): norms behind the branches."""
+"""OLMo (Groeneveld et al., 2024): norms without weights, clamped projections. OLMo 2 (2025): norms behind the branches.
+
+OLMo 3 (2025) is OLMo 2 with windows in three layers of four, and a rope that is scaled in the fourth alone.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,12 @@ from gpu_executor.models.families.llama import (
     MLP,
     MODEL,
     PROJECTIONS,
+    full_layers,
     read_attention,
     read_biases,
     read_model,
+    read_windows,
+    sliding_layers,
 )
 from gpu_executor.models.registry import Resolved, architecture
 from gpu_executor.models.rules import rename
@@ -45,4 +51,17 @@ def olmo2(config: ConfigReader, architecture: str) -> Resolved:
     attention = dataclasses.replace(read_attention(config), qk_norm="projection")
     mixers = [attention] * config.integer("num_hidden_layers")
     spec = read_model(config, architecture, mixers, residual="branch_norm")
+    return Resolved(spec, _OLMO2_RULES, GATE + read_biases(config))
+
+
+@architecture("Olmo3ForCausalLM", examples="OLMo 3")
+def olmo3(config: ConfigReader, architecture: str) -> Resolved:
+    config = config.with_defaults(rms_norm_eps=1e-5, rope_theta=500000.0)
+    window = config.integer("sliding_window", default=None if config.has("sliding_window") else 4096)
+    full, sliding = read_attention(full_layers(config)), read_attention(sliding_layers(config))
+    full = dataclasses.replace(full, qk_norm="projection")
+    sliding = dataclasses.replace(full, positions=sliding.positions, window=window)
+    windows = read_windows(config, [(i + 1) % 4 > 0 for i in range(config.integer("num_hidden_layers"))])
+    mixers = [sliding if slides else full for slides in windows]
+    spec = read_model(full_layers(config), architecture, mixers, residual="branch_norm")
     return Resolved(spec, _OLMO2_RULES, GATE + read_biases(config))

@@ -1,22 +1,51 @@
-"""Qwen2 (Yang et al., 2024): Llama with biases on queries, keys and values; the upper layers may have a window."""
+"""Qwen2 (Yang et al., 2024): Llama with biases on queries, keys and values; the upper layers may have a window.
+
+Qwen3 (2025) norms each head of queries and keys, and has biases only where config.json says so.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+
 from gpu_executor.models.config_reader import ConfigReader
-from gpu_executor.models.families.llama import GATE, LLAMA_RULES, read_attention, read_model, read_windows
+from gpu_executor.models.families.llama import (
+    GATE,
+    LAYER,
+    LLAMA_RULES,
+    read_attention,
+    read_biases,
+    read_model,
+    read_windows,
+)
 from gpu_executor.models.names import every_layer
 from gpu_executor.models.registry import Resolved, architecture
+from gpu_executor.models.rules import rename
+from gpu_executor.models.spec import Attention
 
+_QWEN3_RULES = (
+    *LLAMA_RULES,
+    rename(LAYER + r"self_attn\.([qk])_norm\.weight", r"layers.\1.mixer.\2_norm.weight"),
+)
 _EXTRAS = GATE + every_layer("mixer.q.bias", "mixer.k.bias", "mixer.v.bias")
 
 
-@architecture("Qwen2ForCausalLM", examples="Qwen2.5, Qwen2, QwQ")
-def qwen2(config: ConfigReader, architecture: str) -> Resolved:
+def _read_mixers(config: ConfigReader) -> list[Attention]:
     window = None
     if config.flag("use_sliding_window", default=False):
         window = config.integer("sliding_window", default=None if config.has("sliding_window") else 4096)
     full, sliding = read_attention(config), read_attention(config, window=window)
     num_full = config("max_window_layers", default=28)  # and the layers from there on have the window
     windows = read_windows(config, [i >= num_full for i in range(config.integer("num_hidden_layers"))])
-    mixers = [sliding if slides else full for slides in windows]
-    return Resolved(read_model(config, architecture, mixers), LLAMA_RULES, _EXTRAS)
+    return [sliding if slides else full for slides in windows]
+
+
+@architecture("Qwen2ForCausalLM", examples="Qwen2.5, Qwen2, QwQ")
+def qwen2(config: ConfigReader, architecture: str) -> Resolved:
+    return Resolved(read_model(config, architecture, _read_mixers(config)), LLAMA_RULES, _EXTRAS)
+
+
+@architecture("Qwen3ForCausalLM", examples="Qwen3")
+def qwen3(config: ConfigReader, architecture: str) -> Resolved:
+    config = config.with_defaults(head_dim=128)
+    mixers = [dataclasses.replace(mixer, qk_norm="head") for mixer in _read_mixers(config)]
+    return Resolved(read_model(config, architecture, mixers), _QWEN3_RULES, GATE + read_biases(config))

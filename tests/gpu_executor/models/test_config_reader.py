@@ -23,6 +23,12 @@ def test_null_counts_as_missing() -> None:
         config("a", "c")
 
 
+def test_defaults_stand_for_what_is_missing_or_null() -> None:
+    config = ConfigReader({"a": None, "b": False}, 7, "here").with_defaults(a=1, b=True, c=3)
+    assert config.data == {"a": 1, "b": False, "c": 3}
+    assert (config.max_model_len, config.where) == (7, "here")
+
+
 @pytest.mark.parametrize(
     ("method", "value"),
     [("integer", 0), ("integer", -1), ("integer", True), ("integer", 1.5), ("integer", "3"), ("number", 0), ("number", "1"),

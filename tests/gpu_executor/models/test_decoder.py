@@ -96,6 +96,10 @@ def _without_prefix(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, 
     return {name.removeprefix(prefix): t for name, t in tensors.items()}
 
 
+def _without(tensors: dict[str, torch.Tensor], gone: str) -> dict[str, torch.Tensor]:
+    return {name: t for name, t in tensors.items() if name != gone}
+
+
 # How else the hub's files lay out the same model: (case, change of its tensors).
 LAYOUTS = {
     "llama-without-prefix": ("llama", lambda t: _without_prefix(t, "model.")),
@@ -106,6 +110,25 @@ LAYOUTS = {
         f"h.{i}.attn.bias": torch.ones(1, 1, 8, 8) for i in range(3)}),
     "gpt2-fine-tuned": ("gpt2", lambda t: _with_prefix(t, "transformer.") | {
         "transformer.h.0.attn.masked_bias": torch.tensor(-1e4), "lm_head.weight": t["transformer.wte.weight"].clone()}),
+    "gemma-with-the-tied-head-stored-again": ("gemma", lambda t: t | {"lm_head.weight": t["model.embed_tokens.weight"] + 1}),
+    "stablelm-with-inv-freq": ("stablelm", lambda t: t | {
+        f"model.layers.{i}.self_attn.rotary_emb.inv_freq": torch.zeros(4) for i in range(3)}),
+    "starcoder-with-masks": ("gpt-bigcode", lambda t: t | {
+        "transformer.h.0.attn.bias": torch.ones(1, 8, 8, dtype=torch.bool), "lm_head.weight": t["transformer.wte.weight"] + 1}),
+    "gptj-official": ("gptj", lambda t: t | {
+        f"transformer.h.{i}.attn.{name}": torch.ones(1, 1, 8, 8) for i in range(3) for name in ("bias", "masked_bias")}),
+    "gpt-neox-20b": ("gpt-neox", lambda t: t | {
+        f"gpt_neox.layers.{i}.attention.{name}": torch.ones(8, dtype=torch.uint8) for i in range(3)
+        for name in ("bias", "masked_bias", "rotary_emb.inv_freq")}),
+    "gpt-neox-with-another-name-of-the-head": ("gpt-neox", lambda t: _without(t, "embed_out.weight") | {
+        "lm_head.weight": t["embed_out.weight"]}),
+    "bloom-official": ("bloom", lambda t: _without_prefix(t, "transformer.")),
+    "bloom-fine-tuned": ("bloom", lambda t: t | {"lm_head.weight": t["transformer.word_embeddings.weight"].clone()}),
+    "falcon-with-the-head-and-inv-freq": ("falcon-7b", lambda t: t | {
+        "transformer.h.0.self_attention.rotary.inv_freq": torch.zeros(6),
+        "lm_head.weight": t["transformer.word_embeddings.weight"].clone()}),
+    "opt-official": ("opt", lambda t: _without_prefix(t, "model.") | {
+        "lm_head.weight": t["model.decoder.embed_tokens.weight"].clone()}),
 }  # fmt: skip
 
 
@@ -118,7 +141,7 @@ def test_every_layout_of_the_hub_is_the_same_model(tmp_path: Path, layout: str, 
     write(tmp_path, case, change(hub_tensors(reference, case)), num_shards=num_shards)
     model, prompt = load(tmp_path), prompt_of(case, 1, 9)
     assert_close(run_in_chunks(model, prompt, 1000), logits_of(reference, prompt))
-    assert ("head.weight" in model.weights.slots) == (name == "llama")  # a tied head takes no memory of its own
+    assert ("head.weight" in model.weights.slots) != model.spec.decoder.tied  # a tied head takes no memory of its own
 
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "before-torch-1.6"])
@@ -133,7 +156,10 @@ def test_pickled_weights_are_the_same_model(tmp_path: Path, zipped: bool) -> Non
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "f16"])
-@pytest.mark.parametrize("name", ["llama", "mistral-window", "qwen2", "gpt2"])
+@pytest.mark.parametrize("name", [
+    "llama", "mistral-window", "qwen2", "gpt2", "gemma2", "cohere-norms-of-heads", "olmo2", "phi3-window", "persimmon", "gpt-neox",
+    "bloom", "opt-350m",
+])  # fmt: skip
 def test_half_precision_is_as_near_as_that_of_transformers(tmp_path: Path, name: str, dtype: torch.dtype) -> None:
     case = case_of(name)
     reference = tiny_checkpoint(case, tmp_path)

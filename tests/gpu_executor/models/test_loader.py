@@ -52,6 +52,13 @@ O_PROJ = "model.layers.1.self_attn.o_proj.weight"
          "the checkpoint has no tensor for layers.0.mixer.q.bias and 2 more"),
         ("gpt2", {"transformer.ln_f.bias": None}, "the checkpoint has no tensor for norm.bias"),
         ("gpt2", {"transformer.wpe.weight": None}, r"no tensor like (?:transformer\.)?wpe\.weight"),
+        ("stablelm-parallel-norms-of-heads", {"model.layers.1.self_attn.k_layernorm.norms.1.weight": None},
+         "the checkpoint has no tensor for layers.1.mixer.k_norm.1.weight"),
+        ("cohere-norms-of-heads", {"model.layers.1.self_attn.q_norm.weight": torch.zeros(5, 8)},
+         "tensor model.layers.1.self_attn.q_norm.weight has shape [5, 8]: its 5 rows are not those of 6 heads"),
+        ("gemma2", {"model.layers.2.post_feedforward_layernorm.weight": None},
+         "the checkpoint has no tensor for layers.2.post_norm2.weight"),
+        ("phi", {"lm_head.bias": None}, r"the checkpoint has no tensor like lm_head\.bias"),
         ("llama", {"model.layers.0.self_attn.q_norm.weight": torch.zeros(8)},
          "tensors that this architecture does not: model.layers.0.self_attn.q_norm.weight"),
         ("llama", {"model.layers.3.mlp.up_proj.weight": torch.zeros(80, 48)},
@@ -61,7 +68,8 @@ O_PROJ = "model.layers.1.self_attn.o_proj.weight"
         ("llama", {O_PROJ: torch.zeros(48, 48, dtype=torch.float8_e4m3fn)}, "holds torch.float8_e4m3fn; quantized"),
     ],
     ids=["wrong-shape", "wrong-rank", "wrong-fused-shape", "missing", "missing-head", "missing-bias", "missing-final-bias",
-         "missing-positions", "extra", "extra-layer", "twice", "int8", "fp8"],
+         "missing-positions", "missing-norm-of-a-head", "wrong-norms-of-heads", "missing-norm-behind-a-branch", "missing-head-bias",
+         "extra", "extra-layer", "twice", "int8", "fp8"],
 )  # fmt: skip
 def test_what_does_not_fit_is_named(
     tmp_path: Path, name: str, change: dict[str, torch.Tensor | None], message: str

@@ -16,6 +16,7 @@ from gpu_executor.models.rules import (
     rename,
     skip,
     split_gate_up,
+    split_heads,
     split_kv,
     split_qkv,
     transpose,
@@ -146,6 +147,15 @@ def test_permuted_heads_attend_as_heads_that_rotate_neighbours_do(rope_dim: int)
     want = torch.einsum("thk,shk->hts", rotate_neighbours(heads(q_weight)), rotate_neighbours(heads(k_weight)))
     q, k = (rotate(heads(apply(rule, weight)[0]), cos_sin, positions) for weight in (q_weight, k_weight))
     torch.testing.assert_close(torch.einsum("thk,shk->hts", q, k), want, rtol=1e-5, atol=1e-4)
+
+
+def test_a_norm_with_a_row_for_each_head_is_split_into_them() -> None:
+    rows = torch.arange(12.0).view(3, 4)
+    assert torch.equal(torch.stack(apply(split_heads("w", "{}", 3), rows)), rows)
+    rotated = apply(split_heads("w", "{}", 3, neighbours=4), rows)
+    assert rotated[1].tolist() == [4.0, 6.0, 5.0, 7.0]
+    with pytest.raises(CheckpointError, match="its 3 rows are not those of 2 heads"):
+        apply(split_heads("w", "{}", 2), rows)
 
 
 def test_a_rule_says_what_it_does() -> None:
