@@ -18,6 +18,7 @@ from gpu_executor.models.families.llama import (
     read_attention,
     read_biases,
     read_model,
+    read_window,
     read_windows,
 )
 from gpu_executor.models.registry import Resolved, architecture
@@ -63,7 +64,7 @@ def cohere(config: ConfigReader, architecture: str) -> Resolved:
 @architecture("Cohere2ForCausalLM", examples="Command A, Command R7B, Aya Vision's language model")
 def cohere2(config: ConfigReader, architecture: str) -> Resolved:
     config = config.with_defaults(tie_word_embeddings=True)
-    window = config.integer("sliding_window", default=None if config.has("sliding_window") else 4096)
+    window = read_window(config)
     sliding = read_attention(config, window=window)
     full = dataclasses.replace(sliding, window=None, positions=None)
     period = config.integer("sliding_window_pattern", default=4)

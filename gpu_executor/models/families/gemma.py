@@ -21,6 +21,7 @@ from gpu_executor.models.families.llama import (
     read_attention,
     read_biases,
     read_model,
+    read_window,
     read_windows,
     sliding_layers,
 )
@@ -44,8 +45,6 @@ _SANDWICH = (
 )
 _NORMS_OF_HEADS = (fold_unit_offset(LAYER + r"self_attn\.([qk])_norm\.weight", r"layers.\1.mixer.\2_norm.weight"),)
 _SANDWICH_EXTRAS = GATE + every_layer("post_norm1.weight", "post_norm2.weight")
-
-
 # What the class means where a config does not say.
 _DEFAULTS = {"head_dim": 256, "tie_word_embeddings": True}
 
@@ -82,7 +81,7 @@ def gemma2(config: ConfigReader, architecture: str) -> Resolved:
         scale=config.number("query_pre_attn_scalar", default=256.0) ** -0.5,
         softcap=_read_cap(config, "attn_logit_softcapping", 50.0),
     )
-    window = config.integer("sliding_window", default=None if config.has("sliding_window") else 4096)
+    window = read_window(config)
     sliding = dataclasses.replace(full, window=window)
     windows = read_windows(config, [i % 2 == 0 for i in range(config.integer("num_hidden_layers"))])
     mixers = [sliding if slides else full for slides in windows]
@@ -100,7 +99,7 @@ def gemma3(config: ConfigReader, architecture: str) -> Resolved:
         softcap=config.number("attn_logit_softcapping", default=None),
         qk_norm="head",
     )
-    window = config.integer("sliding_window", default=None if config.has("sliding_window") else 4096)
+    window = read_window(config)
     sliding = dataclasses.replace(full, positions=_read_attention(local).positions, window=window)
     period = config.integer("sliding_window_pattern", "_sliding_window_pattern", default=6)
     windows = read_windows(config, [(i + 1) % period > 0 for i in range(config.integer("num_hidden_layers"))])

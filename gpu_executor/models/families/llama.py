@@ -30,6 +30,7 @@ PROJECTIONS = rename(LAYER + r"self_attn\.([qkvo])_proj\.(weight|bias)", r"layer
 MLP = rename(LAYER + r"mlp\.(gate|up|down)_proj\.(weight|bias)", r"layers.\1.mlp.\2.\3")
 LLAMA_RULES: tuple[Rule, ...] = (*EMBEDDINGS, *NORMS, PROJECTIONS, MLP)
 GATE = every_layer("mlp.gate.weight")
+_KINDS = {"full_attention": False, "sliding_attention": True}
 
 
 def projections_of_neighbours(attention: Attention) -> tuple[Rule, ...]:
@@ -94,6 +95,11 @@ def read_biases(config: ConfigReader) -> tuple[str, ...]:
     return biases
 
 
+def read_window(config: ConfigReader) -> int | None:
+    """The window of layers that have one: 4,096 where config.json does not say, none at all where it says null."""
+    return config.integer("sliding_window", default=None if config.has("sliding_window") else 4096)
+
+
 def read_windows(config: ConfigReader, default: list[bool]) -> list[bool]:
     """Which layers have the window: what newer configs list in layer_types, else the default, one for each layer."""
     kinds = config("layer_types", default=None)
@@ -105,10 +111,11 @@ def read_windows(config: ConfigReader, default: list[bool]) -> list[bool]:
 
 
 def full_layers(config: ConfigReader) -> ConfigReader:
-    """The config as layers without a window see it, in families that scale the rope of those alone."""
-    parameters = (
-        config.section("rope_parameters").section("full_attention").data
-    )  # newer configs have a rope for each kind
+    """The config as layers without a window see it, in families that scale the rope of those alone.
+
+    Newer configs have a section of rope_parameters for each kind of layer.
+    """
+    parameters = config.section("rope_parameters").section("full_attention").data
     return config.updated({"rope_parameters": parameters or None})
 
 
@@ -116,9 +123,6 @@ def sliding_layers(config: ConfigReader, theta: float | None = None) -> ConfigRe
     """The config as layers with a window see it in those families: no scaling, and a theta of their own if there is one."""
     parameters = config.section("rope_parameters").section("sliding_attention").data
     return config.updated({"rope_parameters": parameters or None, "rope_scaling": {}, "rope_theta": theta})
-
-
-_KINDS = {"full_attention": False, "sliding_attention": True}
 
 
 @architecture("LlamaForCausalLM", "LLaMAForCausalLM", examples="Llama 3.1, Llama 3, Llama 2, Yi, SmolLM")

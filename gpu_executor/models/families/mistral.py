@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from gpu_executor.models.config_reader import ConfigReader
-from gpu_executor.models.families.llama import GATE, LLAMA_RULES, read_attention, read_model
+from gpu_executor.models.families.llama import GATE, LLAMA_RULES, read_attention, read_model, read_window
 from gpu_executor.models.registry import Resolved, architecture
 
 
 @architecture("MistralForCausalLM", examples="Mistral 7B, Mistral Nemo")
 def mistral(config: ConfigReader, architecture: str) -> Resolved:
-    window = config.integer("sliding_window", default=None if config.has("sliding_window") else 4096)
+    window = read_window(config)
     mixers = [read_attention(config, window=window)] * config.integer("num_hidden_layers")
     return Resolved(read_model(config, architecture, mixers), LLAMA_RULES, GATE)

@@ -19,6 +19,7 @@ from gpu_executor.models.families.llama import (
     read_attention,
     read_biases,
     read_model,
+    read_window,
     read_windows,
     sliding_layers,
 )
@@ -57,7 +58,7 @@ def olmo2(config: ConfigReader, architecture: str) -> Resolved:
 @architecture("Olmo3ForCausalLM", examples="OLMo 3")
 def olmo3(config: ConfigReader, architecture: str) -> Resolved:
     config = config.with_defaults(rms_norm_eps=1e-5, rope_theta=500000.0)
-    window = config.integer("sliding_window", default=None if config.has("sliding_window") else 4096)
+    window = read_window(config)
     full, sliding = read_attention(full_layers(config)), read_attention(sliding_layers(config))
     full = dataclasses.replace(full, qk_norm="projection")
     sliding = dataclasses.replace(full, positions=sliding.positions, window=window)

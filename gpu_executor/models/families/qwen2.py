@@ -15,6 +15,7 @@ from gpu_executor.models.families.llama import (
     read_attention,
     read_biases,
     read_model,
+    read_window,
     read_windows,
 )
 from gpu_executor.models.names import every_layer
@@ -32,7 +33,7 @@ _EXTRAS = GATE + every_layer("mixer.q.bias", "mixer.k.bias", "mixer.v.bias")
 def _read_mixers(config: ConfigReader) -> list[Attention]:
     window = None
     if config.flag("use_sliding_window", default=False):
-        window = config.integer("sliding_window", default=None if config.has("sliding_window") else 4096)
+        window = read_window(config)
     full, sliding = read_attention(config), read_attention(config, window=window)
     num_full = config("max_window_layers", default=28)  # and the layers from there on have the window
     windows = read_windows(config, [i >= num_full for i in range(config.integer("num_hidden_layers"))])
