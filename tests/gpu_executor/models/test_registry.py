@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[3]
 
 @pytest.mark.parametrize(
     ("name", "nearest"),
-    [("LlamaForCasualLM", "LlamaForCausalLM"), ("Qwen3ForCausalLM", "Qwen2ForCausalLM"), ("GPT2Model", "GPT2LMHeadModel")],
+    [("LlamaForCasualLM", "LlamaForCausalLM"), ("Qwen9ForCausalLM", "Qwen2ForCausalLM"), ("GPT2Model", "GPT2LMHeadModel")],
 )  # fmt: skip
 def test_an_unknown_architecture_is_refused_with_the_nearest_names(name: str, nearest: str) -> None:
     with pytest.raises(
