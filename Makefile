@@ -3,29 +3,37 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 PROTOS := $(shell cd protos && find . -name '*.proto' | sed 's|^\./||')
+NATIVE := $(wildcard kernels/native/*.c kernels/native/*.h)
+PIP    := $(BIN)/python -m pip --quiet --disable-pip-version-check
+NPM_TOOLS := @bufbuild/buf@1.75.0 @grpc/grpc-js@1.14.7 @grpc/proto-loader@0.8.1
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint protos tools train-demo bench clean
+.PHONY: help demo test test-slow lint protos readme tools train-demo bench clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-# A virtual environment with the pinned versions; made again when what it depends on has changed.
-$(VENV)/.all: pyproject.toml constraints.txt setup.py
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/pip install --quiet --disable-pip-version-check --progress-bar on -c constraints.txt --editable '.[all]'
+$(VENV)/pyvenv.cfg:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "$(PYTHON) is not Python 3.11 or newer: make PYTHON=/path/to/python3.11 ..." >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV)
+
+# The pinned versions and the native kernels; made again when what they depend on has changed.
+$(VENV)/.all: $(VENV)/pyvenv.cfg pyproject.toml constraints.txt setup.py $(NATIVE)
+	@echo "installing into $(VENV): a few minutes, once"
+	@$(PIP) install --progress-bar on -c constraints.txt --editable '.[all]'
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.all
-	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --editable '.[test]'
+	@$(PIP) install -c constraints.txt --editable '.[test]'
 	@touch $@
 
 demo: $(VENV)/.all ## Start executor and frontend with the embedded model and stream a completion
 	@$(BIN)/python demo/run.py
 
 test: $(VENV)/.test ## Run the test suite
-	@$(BIN)/python -m pytest -n $(WORKERS) -m 'not slow and not gpu'
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m 'not slow and not gpu'
 
 test-slow: $(VENV)/.test ## Run the tests that take minutes
 	@$(BIN)/python -m pytest -m slow
@@ -36,8 +44,11 @@ lint: $(VENV)/.test ## Check style
 protos: $(VENV)/.test ## Generate the Python stubs from protos/
 	@$(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=. --grpc_python_out=. --pyi_out=. $(PROTOS)
 
-tools: ## Install buf from npm into .tools/, for the proto lint test
-	@npm install --silent --no-fund --no-audit --prefix .tools @bufbuild/buf@1.75.0
+readme: $(VENV)/.all ## Write README's table of architectures again
+	@$(BIN)/python -m tests.architecture_table
+
+tools: ## Install buf and the gRPC of Node.js from npm into .tools/, for the tests that use them
+	@npm install --silent --no-fund --no-audit --prefix .tools $(NPM_TOOLS)
 
 train-demo: $(VENV)/.test ## Train the embedded demo model again
 	@$(BIN)/python demo/train.py
