@@ -161,18 +161,18 @@ async def tier(
         resolve_sampling=fake_resolve_sampling,
         make_text=FakeText,
     )
-    port = await server.start()
-    channel = client_channel(port)
     try:
-        up = Tier(server, port, list(executors), channel)
-        up.preprocessor = preprocessor
-        await up.until_ready(len(executors) if ready is None else ready)
-        yield up
-        await asyncio.wait_for(server.admission.idle(), WAIT_S)
-        assert server.admission.ledger.balanced
-        assert not server.dispatcher.num_flights
+        port = await server.start()
+        async with client_channel(port) as channel:
+            up = Tier(server, port, list(executors), channel)
+            up.preprocessor = preprocessor
+            await up.until_ready(len(executors) if ready is None else ready)
+            yield up
+            await asyncio.wait_for(server.admission.idle(), WAIT_S)
+            assert server.admission.ledger.balanced
+            assert not server.dispatcher.num_flights
     finally:
-        await channel.close()
+        preprocessor.gate.set()
         await server.stop()
         for executor in executors:
             await executor.kill()
