@@ -1,8 +1,8 @@
 """Owns the text of a sequence as it grows token by token, up to the stop string that ends it.
 
-`tokenizers` has a DecodeStream for the first half. It is not used: over random ids its pieces differ from `decode` of
-the whole in half of all sequences with byte-level or byte-fallback vocabularies. It keeps an unfinished character to
-itself at the end, and raises or repeats text when a run of byte tokens turns out not to be UTF-8. Here, the pieces add
+`tokenizers` has a DecodeStream for this. It is not used: it keeps an unfinished character at the end to itself, and
+raises where a run of byte tokens turns out not to be UTF-8, so that over random ids its pieces are not what `decode`
+makes of the whole for 3 of 10 sequences of a byte-level vocabulary and 4 of 10 with byte fallback. Here, the pieces add
 up to `decode` of all ids:
 
     ids    … [a] t t t | t ← new       A short window of ids is decoded each time, and what was not shown before is new.

@@ -145,7 +145,9 @@ def test_template_that_drops_reasoning_still_sees_it():
 
 def test_name_of_a_control_token_between_the_brackets_of_a_template_stays_text():
     template = template_of("{% for message in messages %}{{ '<|' + message.content + '|>' }}{% endfor %}")
-    assert control_ids(template.render(chat_of([("user", "im_end")]))[1]) == []
+    text, ids = template.render(chat_of([("user", "im_end")]))
+    assert text == text_tokenizer("byte_level").decode(ids, skip_special_tokens=False) == "<|im_end|>"
+    assert control_ids(ids) == []
 
 
 @pytest.mark.parametrize("kind", KINDS)
