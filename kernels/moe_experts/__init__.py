@@ -20,6 +20,7 @@ def moe_experts(
     if (
         down.shape != (num_experts, hidden_size, double_size // 2)
         or x.shape[1] != hidden_size
+        or not len(x) == len(ids) == len(weights)
         or ids.shape != weights.shape
     ):
         raise ValueError(

@@ -12,16 +12,18 @@ def moe_experts(
     x: torch.Tensor, gate_up: torch.Tensor, down: torch.Tensor, act: str, weights: torch.Tensor, ids: torch.Tensor
 ) -> torch.Tensor:
     """x (T, D), gate_up (E, 2F, D), down (E, D, F), weights, ids (T, k) -> (T, D), summed up in float32."""
-    top_k = ids.shape[1]
-    order = ids.flatten().argsort(stable=True)  # (Tk): pairs of token and expert, by expert
-    rows = x[order // top_k]  # (Tk, D)
-    outputs = torch.empty_like(rows)
-    start = 0
-    for expert, count in enumerate(torch.bincount(ids.flatten(), minlength=len(gate_up)).tolist()):
-        if count:
-            part = slice(start, start + count)
-            outputs[part] = linear(act_and_mul(act, linear(rows[part], gate_up[expert])), down[expert])
-            start += count
-    by_token = torch.empty_like(outputs)
-    by_token[order] = outputs
-    return torch.einsum("tkd,tk->td", by_token.view(*ids.shape, -1).float(), weights).to(x.dtype)
+    if not len(x):
+        return torch.empty_like(x)
+    top_k, experts = ids.shape[1], ids.flatten()
+    order = experts.argsort(stable=True)  # (Tk): pairs of token and expert, by expert
+    counts = torch.bincount(experts, minlength=len(gate_up)).tolist()
+    used = [expert for expert, count in enumerate(counts) if count]
+    inputs = x[order // top_k].split([counts[expert] for expert in used])  # (n, D) of each expert
+    outputs = torch.cat(
+        [
+            linear(act_and_mul(act, linear(rows, gate_up[expert])), down[expert])
+            for expert, rows in zip(used, inputs, strict=True)
+        ]
+    )  # (Tk, D)
+    by_token = outputs[order.argsort()].view(len(x), top_k, -1)  # (T, k, D)
+    return torch.bmm(weights[:, None], by_token.float())[:, 0].to(x.dtype)

@@ -27,7 +27,13 @@ def route(
     score is softmax, sigmoid, softmax_topk (over the chosen ones only) or sparse_mixer (two experts, with `jitter`).
     """
     num_experts = logits.shape[1]
-    if not 0 < top_k <= num_experts or num_experts % num_groups or not 0 < topk_groups <= num_groups:
+    group_size = num_experts // num_groups
+    if (
+        num_experts % num_groups
+        or not 0 < topk_groups <= num_groups
+        or not 0 < top_k <= topk_groups * group_size
+        or (group_score == "top2" and num_groups > 1 and group_size < 2)
+    ):
         raise ValueError(f"cannot choose {top_k} of {num_experts} experts in {topk_groups} of {num_groups} groups")
     if score == "sparse_mixer":
         return reference.sparse_mixer(logits, top_k, jitter)
