@@ -53,6 +53,13 @@ def read_context(config: ConfigReader) -> int:
     return config.context(longest if kind == "dynamic" else stretched, max(longest, stretched))
 
 
+def read_score_scale(config: ConfigReader) -> float:
+    """What attention scores are multiplied by, beyond 1 / sqrt(K), where yarn has a `mscale_all_dim` (DeepSeek-V2)."""
+    parameters = _parameters(config)
+    weight = parameters("mscale_all_dim", default=0)
+    return _mscale(_yarn_factor(parameters, config), weight) ** 2 if weight and _kind(parameters) == "yarn" else 1.0
+
+
 def _parameters(config: ConfigReader) -> ConfigReader:
     """`rope_scaling` where there is one, since that is what operators override; its theta may lie in the other."""
     new, classic = config.section("rope_parameters"), config.section("rope_scaling")
@@ -106,19 +113,20 @@ def _yarn_factor(p: ConfigReader, config: ConfigReader) -> float:
 
 def _read_yarn(p: ConfigReader, config: ConfigReader, dim: int, theta: float) -> Rope:
     factor = _yarn_factor(p, config)
-
-    def mscale(weight: float) -> float:
-        return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
-
     magnitude = p.number("attention_factor", default=None)
     if magnitude is None:
         weight, weight_all = p("mscale", default=0), p("mscale_all_dim", default=0)
-        magnitude = mscale(weight) / mscale(weight_all) if weight and weight_all else mscale(1.0)
+        both = weight and weight_all
+        magnitude = _mscale(factor, weight) / _mscale(factor, weight_all) if both else _mscale(factor, 1.0)
     scaling = YarnScaling(
         factor, _trained_len(p, config), p.number("beta_fast", default=32.0), p.number("beta_slow", default=1.0),
         p.flag("truncate", default=True), magnitude,
     )  # fmt: skip
     return Rope(dim, theta, scaling)
+
+
+def _mscale(factor: float, weight: float) -> float:
+    return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 
 def _read_longrope(p: ConfigReader, config: ConfigReader, dim: int, theta: float) -> Rope:

@@ -183,10 +183,13 @@ def pairs_to_halves(tensor: torch.Tensor, head_dim: int, rope_dim: int, start: i
 
 
 def split_experts(pattern: str, targets: tuple[str, ...], num_experts: int, part: Reshape) -> Rule:
-    """One tensor for all experts; `part` makes the targets of one expert from its slice, and `{}` stands for its number."""
+    """One tensor (E, out, in) or (E out, in) for all experts, `part` making the targets of one from its slice (out, in).
+
+    `{}` in the targets stands for the expert's number.
+    """
 
     def per_expert(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        if len(tensor) % num_experts:
+        if len(tensor) % num_experts or (tensor.dim() == 3 and len(tensor) != num_experts):
             raise CheckpointError(f"its {len(tensor)} rows are not those of {num_experts} experts")
         slices = tensor if tensor.dim() == 3 else tensor.unflatten(0, (num_experts, -1))
         return tuple(tensor for expert in slices for tensor in part(expert))

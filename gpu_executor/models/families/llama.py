@@ -5,14 +5,25 @@ Its parts serve every family that differs from it in a few facts.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from gpu_executor.models.config_reader import ConfigReader
 from gpu_executor.models.names import every_layer
 from gpu_executor.models.registry import Resolved, architecture
 from gpu_executor.models.rope import read_context, read_rope, rotary_dim
 from gpu_executor.models.rules import Rule, permute_rope, rename, skip
-from gpu_executor.models.spec import Attention, DecoderSpec, Layer, Mlp, ModelSpec, Norm, Residual, Rope
+from gpu_executor.models.spec import (
+    Attention,
+    DecoderSpec,
+    FeedForward,
+    Layer,
+    Mixer,
+    Mlp,
+    ModelSpec,
+    Norm,
+    Residual,
+    Rope,
+)
 
 # Hub files name everything below "model."; bare decoders were also saved without it.
 MODEL, LAYER = r"(?:model\.)?", r"(?:model\.)?layers\.(\d+)\."
@@ -28,7 +39,8 @@ NORMS: tuple[Rule, ...] = (
 )
 PROJECTIONS = rename(LAYER + r"self_attn\.([qkvo])_proj\.(weight|bias)", r"layers.\1.mixer.\2.\3")
 MLP = rename(LAYER + r"mlp\.(gate|up|down)_proj\.(weight|bias)", r"layers.\1.mlp.\2.\3")
-LLAMA_RULES: tuple[Rule, ...] = (*EMBEDDINGS, *NORMS, PROJECTIONS, MLP)
+STEM_RULES: tuple[Rule, ...] = (*EMBEDDINGS, *NORMS, PROJECTIONS)  # all but the feed-forward layers
+LLAMA_RULES: tuple[Rule, ...] = (*STEM_RULES, MLP)
 GATE = every_layer("mlp.gate.weight")
 _KINDS = {"full_attention": False, "sliding_attention": True}
 
@@ -58,23 +70,30 @@ def read_attention(config: ConfigReader, *, window: int | None = None) -> Attent
     return Attention(num_heads, num_kv_heads, head_dim, head_dim**-0.5, rope, window)
 
 
+def read_mlp(config: ConfigReader) -> Mlp:
+    """The feed-forward layer of a Llama-like config."""
+    return Mlp(config.integer("intermediate_size"), config.activation("hidden_act", default="silu"))
+
+
 def read_model(
     config: ConfigReader,
     architecture: str,
-    mixers: Iterable[Attention],
+    mixers: Sequence[Mixer],
     *,
     norm: Norm | None = None,
-    mlp: Mlp | None = None,
+    mlp: FeedForward | None = None,
+    mlps: Sequence[FeedForward] | None = None,
     residual: Residual = "sequential",
     residual_scale: float = 1.0,
     embed_scale: float = 1.0,
     logit_scale: float = 1.0,
     logit_softcap: float | None = None,
 ) -> ModelSpec:
-    """A Llama-like model with these mixers."""
-    mlp = mlp or Mlp(config.integer("intermediate_size"), config.activation("hidden_act", default="silu"))
+    """A Llama-like model with these mixers, and with `mlp` in every layer or one of `mlps` in each."""
+    if mlps is None:
+        mlps = [mlp or read_mlp(config)] * len(mixers)
     decoder = DecoderSpec(
-        layers=tuple(Layer(mixer, mlp, residual, residual_scale) for mixer in mixers),
+        layers=tuple(Layer(*parts, residual, residual_scale) for parts in zip(mixers, mlps, strict=True)),
         norm=norm or Norm("rms", config.number("rms_norm_eps", default=1e-6)),
         hidden_size=config.integer("hidden_size"),
         tied=config.flag("tie_word_embeddings", default=False),

@@ -30,7 +30,8 @@ _QWEN3_RULES = (
 _EXTRAS = GATE + every_layer("mixer.q.bias", "mixer.k.bias", "mixer.v.bias")
 
 
-def _read_mixers(config: ConfigReader) -> list[Attention]:
+def read_mixers(config: ConfigReader) -> list[Attention]:
+    """The mixers of a Qwen2-like config, one for each layer."""
     window = None
     if config.flag("use_sliding_window", default=False):
         window = read_window(config)
@@ -42,11 +43,11 @@ def _read_mixers(config: ConfigReader) -> list[Attention]:
 
 @architecture("Qwen2ForCausalLM", examples="Qwen2.5, Qwen2, QwQ")
 def qwen2(config: ConfigReader, architecture: str) -> Resolved:
-    return Resolved(read_model(config, architecture, _read_mixers(config)), LLAMA_RULES, _EXTRAS)
+    return Resolved(read_model(config, architecture, read_mixers(config)), LLAMA_RULES, _EXTRAS)
 
 
 @architecture("Qwen3ForCausalLM", examples="Qwen3")
 def qwen3(config: ConfigReader, architecture: str) -> Resolved:
     config = config.with_defaults(head_dim=128)
-    mixers = [dataclasses.replace(mixer, qk_norm="head") for mixer in _read_mixers(config)]
+    mixers = [dataclasses.replace(mixer, qk_norm="head") for mixer in read_mixers(config)]
     return Resolved(read_model(config, architecture, mixers), _QWEN3_RULES, GATE + read_biases(config))

@@ -129,6 +129,10 @@ LAYOUTS = {
         "lm_head.weight": t["transformer.word_embeddings.weight"].clone()}),
     "opt-official": ("opt", lambda t: _without_prefix(t, "model.") | {
         "lm_head.weight": t["model.decoder.embed_tokens.weight"].clone()}),
+    "mixtral-without-prefix": ("mixtral", lambda t: _without_prefix(t, "model.")),
+    "dbrx-without-prefix": ("dbrx", lambda t: _without_prefix(t, "transformer.")),
+    "granite-moe-with-the-tied-head-stored-again": ("granite-moe-tied-biases", lambda t: t | {
+        "lm_head.weight": t["model.embed_tokens.weight"] + 1}),
 }  # fmt: skip
 
 
@@ -158,7 +162,7 @@ def test_pickled_weights_are_the_same_model(tmp_path: Path, zipped: bool) -> Non
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "f16"])
 @pytest.mark.parametrize("name", [
     "llama", "mistral-window", "qwen2", "gpt2", "gemma2", "cohere-norms-of-heads", "olmo2", "phi3-window", "persimmon", "gpt-neox",
-    "bloom", "opt-350m",
+    "bloom", "opt-350m", "mixtral", "qwen2-moe",
 ])  # fmt: skip
 def test_half_precision_is_as_near_as_that_of_transformers(tmp_path: Path, name: str, dtype: torch.dtype) -> None:
     case = case_of(name)

@@ -15,6 +15,7 @@ from gpu_executor.models.rules import (
     permute_rope,
     rename,
     skip,
+    split_experts,
     split_gate_up,
     split_heads,
     split_kv,
@@ -104,6 +105,24 @@ def test_split_gate_up() -> None:
     assert rule.targets == ("mlp.gate.weight", "mlp.up.weight")
     got = apply(rule, torch.cat((gate, up)))
     assert torch.equal(got[0], gate) and torch.equal(got[1], up)
+
+
+@pytest.mark.parametrize("stacked", [True, False], ids=["three-dimensions", "one-below-the-other"])
+def test_split_experts_takes_each_expert_from_its_rows(stacked: bool) -> None:
+    gate_up = torch.randn(3, 14, D)
+    rule = split_experts(r"(\d)\.e", (r"layers.\1.{}.gate", r"layers.\1.{}.up"), 3, lambda matrix: matrix.chunk(2))
+    assert rule.targets[:3] == (r"layers.\1.0.gate", r"layers.\1.0.up", r"layers.\1.1.gate")
+    parts = apply(rule, gate_up if stacked else gate_up.flatten(0, 1))
+    want = [half for expert in range(3) for half in (gate_up[expert, :7], gate_up[expert, 7:])]
+    assert len(parts) == len(want) == len(rule.targets)
+    assert all(torch.equal(a, b) for a, b in zip(parts, want, strict=True))
+
+
+def test_split_experts_refuses_another_number_of_experts() -> None:
+    rule = split_experts("e", ("{}",), 2, lambda matrix: (matrix,))
+    for tensor in (torch.zeros(7, D), torch.zeros(4, 6, D)):
+        with pytest.raises(CheckpointError, match=f"its {len(tensor)} rows are not those of 2 experts"):
+            apply(rule, tensor)
 
 
 @pytest.mark.parametrize(
