@@ -69,6 +69,38 @@ class PagedKv:
         return KvCache(torch.empty(shape, dtype=dtype, device=device), torch.empty(shape, dtype=dtype, device=device))
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class LatentCache:
+    """One layer's latents, each with the part of the key that rotates, in blocks."""
+
+    latents: torch.Tensor  # (B, S, kv_rank + rope_dim)
+
+    @property
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        return (self.latents,)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LatentKv:
+    """The state layout of multi-head latent attention: one vector of every token for all heads, in blocks."""
+
+    kv_rank: int
+    rope_dim: int
+    window: int | None = None
+
+    def bytes_per_token(self, dtype: torch.dtype) -> int:
+        return (self.kv_rank + self.rope_dim) * dtype.itemsize
+
+    def bytes_per_sequence(self, dtype: torch.dtype) -> int:
+        return 0
+
+    def allocate(
+        self, num_blocks: int, block_size: int, num_slots: int, *, dtype: torch.dtype, device: torch.device
+    ) -> LatentCache:
+        shape = (num_blocks, block_size, self.kv_rank + self.rope_dim)
+        return LatentCache(torch.empty(shape, dtype=dtype, device=device))
+
+
 def common_window(layouts: Iterable[StateLayout | None], dtype: torch.dtype) -> int | None:
     """Tokens whose memory in blocks some layer still reads: the widest window; None if some layer has none."""
     windows = [layout.window for layout in layouts if layout is not None and layout.bytes_per_token(dtype)]

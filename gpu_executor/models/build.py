@@ -8,9 +8,21 @@ from gpu_executor.layers.mlp import GatedMlp, PlainMlp
 from gpu_executor.layers.moe import MoeMlp
 from gpu_executor.mixers.attention import AttentionMixer
 from gpu_executor.mixers.block_sparse_attention import BlockSparseMixer
+from gpu_executor.mixers.mla import MlaMixer
 from gpu_executor.models.block import BLOCKS, Block, FeedForward, Parts
 from gpu_executor.models.rope import RopeTables
-from gpu_executor.models.spec import Alibi, Attention, BlockSparseAttention, DecoderSpec, Mixer, Mlp, Moe, Norm, Rope
+from gpu_executor.models.spec import (
+    Alibi,
+    Attention,
+    BlockSparseAttention,
+    DecoderSpec,
+    Mixer,
+    Mla,
+    Mlp,
+    Moe,
+    Norm,
+    Rope,
+)
 from gpu_executor.models.spec import FeedForward as FeedForwardSpec
 from gpu_executor.models.weights import Weights
 
@@ -36,7 +48,7 @@ def build_block(decoder: DecoderSpec, index: int, weights: Weights, tables: Rope
 
 def _mixer(
     spec: Mixer | None, name: str, norm: Norm, weights: Weights, tables: RopeTables
-) -> AttentionMixer | BlockSparseMixer | None:
+) -> AttentionMixer | BlockSparseMixer | MlaMixer | None:
     """The mixer of a spec. Another kind of mixer joins as another case."""
     match spec:
         case None:
@@ -58,6 +70,18 @@ def _mixer(
         case BlockSparseAttention():
             dense = _mixer(spec.attention, name, norm, weights, tables)
             return BlockSparseMixer(spec, dense)
+        case Mla():
+            direct = spec.q_rank is None
+            return MlaMixer(
+                spec,
+                down=weights.linear(f"{name}.kv_a" if direct else f"{name}.qkv_a"),
+                q=weights.linear(f"{name}.q" if direct else f"{name}.q_b"),
+                kv_b=weights.get(f"{name}.kv_b.weight"),
+                o=weights.linear(f"{name}.o"),
+                q_norm=None if direct else weights.norm(f"{name}.q_norm", spec.norm),
+                kv_norm=weights.norm(f"{name}.kv_norm", spec.norm),
+                cos_sin=tables(spec.rope),
+            )
     raise NotImplementedError(f"no mixer for {spec}")
 
 

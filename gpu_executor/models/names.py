@@ -161,6 +161,9 @@ _PARTS: dict[type, _PartNames] = {
     Moe: _MOE,
 }
 
+# Below "layers.N.", whatever the model's number format: near ties must not flip by rounding.
+FLOAT32_NAMES = frozenset({"mlp.router.score_bias"})
+
 _EVERY_LAYER = "layers.*."
 
 

@@ -10,7 +10,7 @@ import torch
 
 from gpu_executor.layers.linear import Linear
 from gpu_executor.layers.norm import NormLayer, make_norm
-from gpu_executor.models.names import find
+from gpu_executor.models.names import FLOAT32_NAMES, find
 from gpu_executor.models.spec import Attention, ModelSpec, Moe, Norm
 
 # Canonical tensors of one layer that lie one after the other in one tensor, so that one product serves them all.
@@ -50,7 +50,8 @@ class Weights:
                             self._fused[f"layers.{index}.{group}.{kind}"] = self._allocate(members, names)
         for name in names:
             if name not in self.slots:
-                self.slots[name] = self._empty(self._shape(name))
+                exact = name.removeprefix("layers.").partition(".")[2] in FLOAT32_NAMES
+                self.slots[name] = self._empty(self._shape(name), torch.float32 if exact else dtype)
 
     def _allocate(self, members: list[str], names: dict[str, None]) -> torch.Tensor:
         """One tensor for a group's members, each with its slot in it; zeros for those that are not in `names`."""
@@ -84,15 +85,16 @@ class Weights:
         assert found is not None, name
         return found[1]
 
-    def _empty(self, shape: tuple[int, ...]) -> torch.Tensor:
-        num_bytes = math.prod(shape) * self.dtype.itemsize
+    def _empty(self, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> torch.Tensor:
+        dtype = dtype or self.dtype
+        num_bytes = math.prod(shape) * dtype.itemsize
         if self.device.type == "cpu" and num_bytes >= _HUGE_PAGE_BYTES and hasattr(mmap, "MADV_HUGEPAGE"):
             # Weights are touched for the first time while loading and read whole at every step: the faults of small pages
             # make the one slower, and the misses of the page tables the other.
             memory = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
             memory.madvise(mmap.MADV_HUGEPAGE)
-            return torch.frombuffer(memory, dtype=self.dtype).view(shape)
-        return torch.empty(shape, dtype=self.dtype, device=self.device)
+            return torch.frombuffer(memory, dtype=dtype).view(shape)
+        return torch.empty(shape, dtype=dtype, device=self.device)
 
     def get(self, name: str) -> torch.Tensor | None:
         """The tensor of a fused group, such as `layers.0.mixer.qkv.weight`, or of a canonical name; None if there is none."""

@@ -7,7 +7,7 @@ import functools
 import torch
 
 from kernels.block_sparse_attention.reference import visible_keys
-from kernels.paged_attention.cpu import torch_paged_attention
+from kernels.paged_attention.padded import padded_attention
 
 
 def block_sparse_attention(
@@ -33,18 +33,4 @@ def block_sparse_attention(
         stride=stride,
         head_step=head_step,
     )
-    return torch_paged_attention(
-        q,
-        k_cache,
-        v_cache,
-        block_table,
-        query_start,
-        seq_lens,
-        scale=scale,
-        window=None,
-        softcap=None,
-        alibi_slopes=None,
-        sinks=None,
-        causal=True,
-        mask=mask,
-    )
+    return padded_attention(q, k_cache, v_cache, block_table, query_start, seq_lens, scale=scale, mask=mask)

@@ -14,7 +14,7 @@ from gpu_executor.config import ExecutorConfig
 from gpu_executor.engine import Engine
 from gpu_executor.request import Request, Sampling
 from gpu_executor.startup import build_engine
-from kernels.paged_attention import cpu, reference
+from kernels.paged_attention import cpu, padded, reference
 from tests.gpu_executor.models.checkpoints import case_of, tiny_checkpoint
 
 BLOCK_SIZE = 4
@@ -58,7 +58,7 @@ def generate(engine: Engine, prompts: list[list[int]], num_tokens: int) -> list[
 
 
 @pytest.mark.parametrize("caching", [True, False], ids=["cached", "uncached"])
-@pytest.mark.parametrize("path", [cpu.paged_attention, cpu.torch_paged_attention, reference.paged_attention],
+@pytest.mark.parametrize("path", [cpu.paged_attention, padded.padded_attention, reference.paged_attention],
                          ids=["native", "torch", "reference"])  # fmt: skip
 def test_long_sequences_run_in_the_blocks_of_their_windows(tmp_path: Path, monkeypatch, path, caching: bool) -> None:
     model = tiny_checkpoint(case_of("mistral-window"), tmp_path)
