@@ -37,8 +37,8 @@ def padded_attention(
 ) -> torch.Tensor:
     """q (T, H, K), k_cache (B, G, S, K), v_cache (B, G, S, Kv) -> (T, H, Kv); the rest as in paged_attention.
 
-    A mask hides further keys. Without a v_cache the values are the first value_dim numbers of each key. Rows of one token and rows of several are
-    two groups, so that a prompt does not pad the others.
+    A mask hides further keys. Without a v_cache the values are the first value_dim numbers of each key. Rows of one
+    token and rows of several are two groups, so that a prompt does not pad the others.
     """
     out = q.new_empty(*q.shape[:2], value_dim if v_cache is None else v_cache.shape[3])
     counts = query_start.diff()

@@ -57,6 +57,10 @@ def tiny_model(case: Case) -> transformers.PreTrainedModel:
         for parameter in model.parameters():
             spread = 0.3 if parameter.dim() > 1 else 0.2
             parameter.add_(torch.randn_like(parameter) * spread * (parameter.shape[-1] / 48) ** -0.5)
+        stored = model.state_dict()
+        for name, buffer in model.named_buffers():
+            if name in stored and name.endswith("bias"):  # of a router, as transformers keeps it
+                buffer.add_(torch.randn_like(buffer) * 0.2)
     return model
 
 

@@ -130,6 +130,10 @@ LAYOUTS = {
     "opt-official": ("opt", lambda t: _without_prefix(t, "model.") | {
         "lm_head.weight": t["model.decoder.embed_tokens.weight"].clone()}),
     "mixtral-without-prefix": ("mixtral", lambda t: _without_prefix(t, "model.")),
+    "deepseek-v3-with-layers-that-predict-more-tokens": ("deepseek-v3", lambda t: t | {
+        f"model.layers.{i}.{name}": torch.ones(2) for i in (3, 12) for name in (
+            "eh_proj.weight", "enorm.weight", "input_layernorm.weight", "mlp.experts.0.up_proj.weight")}),
+    "deepseek-v2-without-prefix": ("deepseek-v2", lambda t: _without_prefix(t, "model.")),
     "dbrx-without-prefix": ("dbrx", lambda t: _without_prefix(t, "transformer.")),
     "granite-moe-with-the-tied-head-stored-again": ("granite-moe-tied-biases", lambda t: t | {
         "lm_head.weight": t["model.embed_tokens.weight"] + 1}),
@@ -162,7 +166,7 @@ def test_pickled_weights_are_the_same_model(tmp_path: Path, zipped: bool) -> Non
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "f16"])
 @pytest.mark.parametrize("name", [
     "llama", "mistral-window", "qwen2", "gpt2", "gemma2", "cohere-norms-of-heads", "olmo2", "phi3-window", "persimmon", "gpt-neox",
-    "bloom", "opt-350m", "mixtral", "qwen2-moe",
+    "bloom", "opt-350m", "mixtral", "qwen2-moe", "deepseek-v2-all-dense", "deepseek-v3", "minicpm3",
 ])  # fmt: skip
 def test_half_precision_is_as_near_as_that_of_transformers(tmp_path: Path, name: str, dtype: torch.dtype) -> None:
     case = case_of(name)
@@ -171,8 +175,10 @@ def test_half_precision_is_as_near_as_that_of_transformers(tmp_path: Path, name:
     exact = logits_of(reference, prompt)
     got = run_in_chunks(load(tmp_path, dtype=dtype), prompt, 1000)
     assert got.dtype == torch.float32
-    theirs = (logits_of(reference.to(dtype), prompt) - exact).square().mean().sqrt()
-    assert (got - exact).square().mean().sqrt() < 1.3 * theirs
+    theirs = logits_of(reference.to(dtype), prompt)
+    # Of the median token: a tie of two experts may fall otherwise in either, and changes a whole token.
+    mine, others = ((logits - exact).square().mean(-1).sqrt().median() for logits in (got, theirs))
+    assert mine < 1.3 * others
 
 
 def test_the_caller_may_change_the_logits(tmp_path: Path) -> None:

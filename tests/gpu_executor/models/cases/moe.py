@@ -39,7 +39,7 @@ CASES = [
          "tie_word_embeddings": True}),
     Case("qwen2-moe", "Qwen2MoeForCausalLM", _QWEN2_MOE),
     Case("qwen2-moe-some-dense", "Qwen2MoeForCausalLM", _QWEN2_MOE | {"num_hidden_layers": 4, "decoder_sparse_step": 2,
-         "mlp_only_layers": [3], "norm_topk_prob": True}),
+         "mlp_only_layers": [3], "norm_topk_prob": True, "moe_intermediate_size": 36}),
     Case("qwen2-moe-windows", "Qwen2MoeForCausalLM", _QWEN2_MOE | {"use_sliding_window": True, "qkv_bias": False,
          "layer_types": ["full_attention", "sliding_attention", "full_attention"]}),
     Case("olmoe", "OlmoeForCausalLM", _OLMOE),
