@@ -10,7 +10,7 @@ from typing import Any
 
 import grpc
 from grpc_health.v1 import health, health_pb2
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from forebay.errors import Unavailable
 from forebay.executor.v1 import executor_pb2 as wire
@@ -32,6 +32,7 @@ GENERATION = generation_pb2.DESCRIPTOR.services_by_name["GenerationService"]
 TOKENIZER = tokenizer_pb2.DESCRIPTOR.services_by_name["TokenizerService"]
 MODEL = model_pb2.DESCRIPTOR.services_by_name["ModelService"]
 HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"]
+REFLECTION = reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"]
 SERVICE_NAMES = tuple(service.full_name for service in (GENERATION, TOKENIZER, MODEL))
 
 # A health name of its own for liveness: "" and the services say whether requests can be served, which an executor's
@@ -85,7 +86,8 @@ class FrontendServer:
         add_service(server, TOKENIZER, self._tokenizer)
         add_service(server, MODEL, self._models)
         add_service(server, HEALTH, self._health)
-        reflection.enable_server_reflection((*SERVICE_NAMES, HEALTH.full_name, reflection.SERVICE_NAME), server)
+        names = (*SERVICE_NAMES, HEALTH.full_name, REFLECTION.full_name)
+        add_service(server, REFLECTION, reflection.aio.ReflectionServicer(names))
         await self._health.set(LIVENESS, health_pb2.HealthCheckResponse.SERVING)
         await self._set_health(False)
         try:

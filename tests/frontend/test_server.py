@@ -10,11 +10,19 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from forebay.errors import ForebayError
 from forebay.rpc import error_from_rpc
 from forebay.v1.errors_pb2 import ErrorReason
-from frontend.server import GENERATION, HARD_METADATA_BYTES, HEALTH, LIVENESS, MODEL, SERVICE_NAMES, TOKENIZER
+from frontend.server import (
+    GENERATION,
+    HARD_METADATA_BYTES,
+    HEALTH,
+    LIVENESS,
+    MODEL,
+    REFLECTION,
+    SERVICE_NAMES,
+    TOKENIZER,
+)  # fmt: skip
 from tests.frontend.fake_executor import WAIT_S, FakeExecutor
 from tests.frontend.harness import Tier, error_of, tier
 
-REFLECTION = reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"]
 METHODS = {
     f"/{service.full_name}/{method.name}": method
     for service in (GENERATION, TOKENIZER, MODEL, HEALTH, REFLECTION)
@@ -113,7 +121,7 @@ MALFORMED = {
 NOT_UTF8 = b"\x0a\x02\xc3\x28"  # field 1 of every request that has a string there
 
 
-@pytest.mark.parametrize("path", [path for path in METHODS if REFLECTION.full_name not in path])
+@pytest.mark.parametrize("path", METHODS)
 async def test_malformed_bytes_are_the_callers_mistake_on_every_method(path: str) -> None:
     async with tier() as up:
         cases = dict(MALFORMED)
@@ -169,6 +177,7 @@ async def test_metadata_over_the_limit_is_refused(num_bytes: int, code: str | No
 
 async def test_calls_over_the_limit_of_a_connection_wait_for_others_to_end() -> None:
     async with tier(FakeExecutor(), max_concurrent_streams=2) as up:
+        assert await up.serving()  # the connection is up, and its limits are known
         streams = [up.stream(max_tokens=1) for _ in range(4)]
         await up.executor.saw(lambda: up.executor.num_aboard == 2)
         assert up.ledger.arrived == 2
