@@ -10,7 +10,7 @@ from gpu_executor.models.registry import Resolved, architecture
 from gpu_executor.models.spec import FeedForward, ModelSpec
 
 
-@architecture("GraniteForCausalLM", examples="Granite 3.3, Granite Code")
+@architecture("GraniteForCausalLM", examples="Granite 3.3, Granite 3.0")
 def granite(config: ConfigReader, architecture: str) -> Resolved:
     return Resolved(read_granite(config, architecture), LLAMA_RULES, GATE + read_biases(config))
 

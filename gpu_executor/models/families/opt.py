@@ -10,7 +10,7 @@ import torch
 from gpu_executor.models.config_reader import ConfigReader
 from gpu_executor.models.names import every_layer
 from gpu_executor.models.registry import Resolved, architecture
-from gpu_executor.models.rules import Rule, change, rename
+from gpu_executor.models.rules import Rule, change, rename, skip
 from gpu_executor.models.spec import Attention, DecoderSpec, Layer, Learned, Mlp, ModelSpec, Norm
 
 _MODEL, _LAYER = r"(?:model\.)?decoder\.", r"(?:model\.)?decoder\.layers\.(\d+)\."
@@ -36,6 +36,7 @@ _RULES: tuple[Rule, ...] = (
     rename(_LAYER + r"fc2\.(weight|bias)", r"layers.\1.mlp.down.\2"),
     rename(_MODEL + r"final_layer_norm\.(weight|bias)", r"norm.\1", optional=True),
     rename(r"lm_head\.weight", "head.weight", optional=True),
+    skip(_MODEL + r"version"),  # of fairseq
 )
 
 

@@ -128,6 +128,7 @@ LAYOUTS = {
         "transformer.h.0.self_attention.rotary.inv_freq": torch.zeros(6),
         "lm_head.weight": t["transformer.word_embeddings.weight"].clone()}),
     "opt-official": ("opt", lambda t: _without_prefix(t, "model.") | {
+        "decoder.version": torch.tensor([3.0]),
         "lm_head.weight": t["model.decoder.embed_tokens.weight"].clone()}),
     "mixtral-without-prefix": ("mixtral", lambda t: _without_prefix(t, "model.")),
     "deepseek-v3-with-layers-that-predict-more-tokens": ("deepseek-v3", lambda t: t | {

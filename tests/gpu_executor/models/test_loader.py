@@ -127,7 +127,10 @@ def dummy(name: str, folder: Path, seed: int = 0, dtype: torch.dtype = torch.flo
     return load_model(folder, config, dtype=dtype, device=CPU, load_format="dummy", seed=seed, progress=False)
 
 
-@pytest.mark.parametrize("name", ["llama", "llama-biases-tied-wide-heads", "mistral-window", "qwen2", "gpt2"])
+@pytest.mark.parametrize("name", [
+    "llama", "llama-biases-tied-wide-heads", "mistral-window", "qwen2", "gpt2", "gemma2", "olmo",
+    "stablelm-parallel-norms-of-heads", "opt-350m",
+])  # fmt: skip
 def test_dummy_weights_need_no_files_and_give_finite_logits(tmp_path: Path, name: str) -> None:
     model = dummy(name, tmp_path, dtype=torch.bfloat16)
     logits = run_in_chunks(model, [1, 2, 3, 4], 3)
