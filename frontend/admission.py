@@ -10,7 +10,7 @@ import random
 import time
 from dataclasses import dataclass
 
-from forebay.errors import AlreadyExists, ForebayError, ResourceExhausted, Unavailable
+from forebay.errors import AlreadyExists, ResourceExhausted, Unavailable
 from forebay.v1.errors_pb2 import ErrorReason
 
 DRAIN_RETRY_MS = 1_000
@@ -145,15 +145,6 @@ class Admission:
             self._promote()
         if not ledger.in_flight:
             self._idle.set()
-
-    def end_queued(self, error: ForebayError) -> None:
-        """Ends every request that waits for a slot with an error; its ticket is then closed by who holds it."""
-        for _, _, ticket in self._queue:
-            if ticket.queued:
-                self.ledger.queued -= 1
-                self.ledger.running += 1  # until it is closed
-                ticket._slot.set_exception(error)
-        self._queue.clear()
 
     async def idle(self) -> None:
         """Returns when no request is in flight."""

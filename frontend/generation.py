@@ -70,7 +70,8 @@ class GenerationService:
         self._model, self._threads, self._admission, self._dispatcher = model, threads, admission, dispatcher
         self._resolve_sampling, self._make_text = resolve_sampling, make_text
         self._max_unsent_bytes, self._default_timeout_s = max_unsent_bytes, default_timeout_s
-        self._running: set[Output] = set()
+        self._limits: set[asyncio.Timeout] = set()  # of every request that is here, wherever it is
+        self._end: ForebayError | None = None
 
     async def Generate(self, request: api.GenerateRequest, context: grpc.aio.ServicerContext) -> api.GenerateResponse:
         """All sequences in one answer."""
@@ -127,9 +128,11 @@ class GenerationService:
             output.writer = None
 
     def end_all(self, error: ForebayError) -> None:
-        """Ends every running request with an error, now."""
-        for output in list(self._running):
-            output.interrupt(error)
+        """Ends every request with an error, now."""
+        self._end = error
+        for limit in self._limits:
+            if not limit.expired():
+                limit.reschedule(0)
 
     @contextlib.asynccontextmanager
     async def _generate(
@@ -149,18 +152,21 @@ class GenerationService:
 
         ticket = self._admission.admit(request_id, request.priority)
         outcome, generation = Outcome.FAILED, None
+        limit = asyncio.timeout(timeout_s)
+        self._limits.add(limit)
         try:
-            async with asyncio.timeout(timeout_s) as limit:
+            async with limit:
                 await ticket.slot()
                 facts = await self._dispatcher.wait_for_facts()
                 generation = await self._prepare(request, request_id, facts, deadline, max_unsent_bytes)
-                self._running.add(generation.output)
                 self._dispatcher.launch(generation.flight)
                 yield generation
             outcome = Outcome.DONE
         except TimeoutError:
             if not limit.expired():
                 raise
+            if self._end is not None:
+                raise self._end from None
             outcome = Outcome.EXPIRED
             raise DeadlineExceeded(f"the request took longer than {timeout_s:.3f} s") from None
         except (asyncio.CancelledError, grpc.aio.InternalError):  # the latter from a write to a client that is gone
@@ -170,8 +176,8 @@ class GenerationService:
             outcome = Outcome.EXPIRED
             raise
         finally:
+            self._limits.discard(limit)
             if generation is not None:
-                self._running.discard(generation.output)
                 self._dispatcher.release(generation.flight)
             ticket.close(outcome)
 

@@ -114,7 +114,6 @@ class FrontendServer:
                 ErrorReason.ERROR_REASON_DRAINING,
                 retry_after_ms=DRAIN_RETRY_MS,
             )
-            self.admission.end_queued(error)
             self._generation.end_all(error)
 
     async def stop(self) -> None:

@@ -94,15 +94,6 @@ class AdmissionMachine(RuleBasedStateMachine):
         self.ended[Outcome.CANCELLED] += 1
 
     @rule()
-    def end_queued(self) -> None:
-        error = Unavailable("the test ends it", ErrorReason.ERROR_REASON_DRAINING)
-        self.admission.end_queued(error)
-        self._run()
-        for caller in self.queued:
-            assert caller.waiter.exception() is error
-        self.running, self.queued = self.running + self.queued, []  # until each is closed
-
-    @rule()
     def drain(self) -> None:
         self.admission.draining = True
 

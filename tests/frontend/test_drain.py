@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+import pytest
 from grpc_health.v1 import health_pb2
 
 from forebay.errors import ForebayError
@@ -136,3 +137,17 @@ async def test_grace_that_passes_ends_the_calls_of_clients_that_do_not_read() ->
         await until(lambda: not up.ledger.in_flight)
         check_draining(await stream.error())
         assert 0 < len(stream.token_ids()) < LARGE["max_tokens"]
+
+
+@pytest.mark.parametrize("where", ["tokenizer", "facts"])
+async def test_grace_that_passes_ends_requests_that_are_not_launched_yet(where: str) -> None:
+    executor = FakeExecutor()
+    executor.welcomes = where == "tokenizer"
+    async with tier(executor, ready=int(executor.welcomes), executor_wait_s=60.0) as up:
+        up.preprocessor.gate.clear()
+        stream = up.stream()
+        await until(lambda: up.ledger.running == 1)
+        await begin_drain(up, grace_s=0)
+        check_draining(await asyncio.wait_for(stream.error(), WAIT_S))
+        up.preprocessor.gate.set()
+        assert not executor.submits

@@ -120,7 +120,8 @@ async def test_tokens_that_the_client_has_not_read_are_not_generated_again() -> 
         stream = up.stream(max_tokens=NUM_TOKENS)
         lost, other = await holder_first(up)
         await lost.step(4)
-        await until(lambda: next(iter(up.server._generation._running)).num_tokens == 4)
+        flights = up.server.dispatcher._clients[lost.address]._demultiplexer.flights
+        await until(lambda: len(flights[1].token_ids[0]) == 4)
         await lost.kill()
         await other.saw(lambda: other.num_aboard == 1)
         assert [list(part.token_ids) for part in other.submits[0].resumed] == [expected_tokens(SEED, 0, 4)]
