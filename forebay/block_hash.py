@@ -7,9 +7,10 @@ from array import array
 from collections.abc import Iterator, Sequence
 
 
-def root_digest(salt: bytes = b"") -> bytes:
-    """The parent digest of a prompt's first block. Requests with different salts share no block."""
-    return hashlib.sha256(salt).digest()
+def root_digest(salt: bytes = b"", encoder_token_ids: Sequence[int] = ()) -> bytes:
+    """The parent digest of a prompt's first block. Requests with different salts or encoder inputs share no block."""
+    digest = hashlib.sha256(salt).digest()
+    return block_digest(digest, encoder_token_ids) if encoder_token_ids else digest
 
 
 def block_digest(parent: bytes, token_ids: Sequence[int]) -> bytes:

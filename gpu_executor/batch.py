@@ -23,3 +23,20 @@ class Batch:
     block_table: torch.Tensor  # (R, M) int32
     state_slots: torch.Tensor  # (R,) int64, where each sequence's fixed-size state lies
     slot_mapping: torch.Tensor  # (T,) int64
+    cross: CrossBatch | None = None  # of encoder-decoder models
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class CrossBatch:
+    """What the R sequences of a step read of an encoder's output, and what the encoder computes of it in this step.
+
+    The keys of sequence r are those of its seq_lens[r] encoder tokens, in the blocks block_table[r]. `encoder` holds the
+    tokens of the sequences that begin, in blocks of a cache that lives for the step alone; what cross attention makes of
+    their row t goes to slot slot_mapping[t] of the decoder's caches.
+    """
+
+    seq_lens: torch.Tensor  # (R,) int32
+    block_table: torch.Tensor  # (R, M') int32
+    block_size: int
+    encoder: Batch | None = None
+    slot_mapping: torch.Tensor | None = None  # (T',) int64

@@ -10,6 +10,7 @@ import heapq
 import itertools
 import time
 from collections.abc import Callable, Hashable
+from collections.abc import Sequence as SequenceOf
 
 from forebay.errors import Aborted, DeadlineExceeded, ForebayError, InvalidRequest, ResourceExhausted
 from forebay.v1.errors_pb2 import ErrorReason
@@ -77,10 +78,14 @@ class Engine:
         max_model_len: int,
         vocab_size: int,
         max_num_waiting: int,
+        max_encoder_len: int = 0,
+        first_token_id: int | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`max_encoder_len` is 0 for models without an encoder; `first_token_id` follows a decoder prompt of one token."""
         self.runner, self.scheduler = runner, scheduler
         self.max_model_len, self.vocab_size, self.max_num_waiting = max_model_len, vocab_size, max_num_waiting
+        self.max_encoder_len, self.first_token_id = max_encoder_len, first_token_id
         self.num_steps = 0
         self.requests: dict[Hashable, Request] = {}
         self._clock = clock
@@ -97,6 +102,7 @@ class Engine:
         if not request.sequences:  # resumed, and all of it had ended
             return
         self.requests[request.key] = request
+        request.first_token_id = self.first_token_id if request.num_prompt_tokens == 1 else None
         if request.deadline is not None:
             self._watch_deadline(request)
         self.scheduler.add(request)
@@ -108,13 +114,9 @@ class Engine:
             raise InvalidRequest("this request number is in use", ErrorReason.ERROR_REASON_DUPLICATE_REQUEST)
         if not prompt:
             raise InvalidRequest("the prompt has no tokens", ErrorReason.ERROR_REASON_EMPTY_PROMPT)
+        self._check_encoder_input(request)
         for sequence in request.sequences:
-            worst = max(sequence.token_ids)
-            if worst >= self.vocab_size or min(sequence.token_ids) < 0:
-                raise InvalidRequest(
-                    f"token id {worst} is not below the vocabulary's {self.vocab_size:,} entries",
-                    ErrorReason.ERROR_REASON_TOKEN_OUT_OF_RANGE,
-                )
+            self._check_ids(sequence.token_ids)
             if sequence.num_output_tokens >= sampling.max_tokens:
                 raise InvalidRequest("a resumed sequence has max_tokens tokens already")
         total = len(prompt) + sampling.max_tokens
@@ -124,12 +126,14 @@ class Engine:
                 f"the model takes {self.max_model_len:,}",
                 ErrorReason.ERROR_REASON_TOO_LONG,
             )
-        needed, num_blocks = self.scheduler.most_blocks(total), self.scheduler.pool.num_blocks
+        needed = self.scheduler.most_blocks(total, len(request.encoder_token_ids))
+        num_blocks = self.scheduler.pool.num_blocks
         if needed > num_blocks:
             size = self.scheduler.block_size
             held = "" if self.scheduler.reach.window is None else f", up to {needed * size:,} of them at once"
+            beside = f" beside {len(request.encoder_token_ids):,} of the encoder" if request.encoder_token_ids else ""
             raise InvalidRequest(
-                f"prompt and max_tokens are {total:,} tokens{held}; the KV cache holds {num_blocks * size:,}",
+                f"prompt and max_tokens are {total:,} tokens{beside}{held}; the KV cache holds {num_blocks * size:,}",
                 ErrorReason.ERROR_REASON_TOO_LONG,
             )
         if len(self.scheduler.waiting) + len(request.sequences) > self.max_num_waiting:
@@ -137,6 +141,29 @@ class Engine:
                 f"{len(self.scheduler.waiting):,} sequences wait; at most {self.max_num_waiting:,} can",
                 retry_after_ms=1000,
             )
+
+    def _check_ids(self, token_ids: SequenceOf[int]) -> None:
+        worst = max(token_ids)
+        if worst >= self.vocab_size or min(token_ids) < 0:
+            raise InvalidRequest(
+                f"token id {worst} is not below the vocabulary's {self.vocab_size:,} entries",
+                ErrorReason.ERROR_REASON_TOKEN_OUT_OF_RANGE,
+            )
+
+    def _check_encoder_input(self, request: Request) -> None:
+        num_tokens = len(request.encoder_token_ids)
+        if not self.max_encoder_len:
+            if num_tokens:
+                raise InvalidRequest("this model has no encoder; it takes no encoder tokens")
+            return
+        if not num_tokens:
+            raise InvalidRequest("the encoder's input has no tokens", ErrorReason.ERROR_REASON_EMPTY_PROMPT)
+        if num_tokens > self.max_encoder_len:
+            raise InvalidRequest(
+                f"the encoder's input has {num_tokens:,} tokens; the model takes {self.max_encoder_len:,}",
+                ErrorReason.ERROR_REASON_TOO_LONG,
+            )
+        self._check_ids(request.encoder_token_ids)
 
     def abort(self, key: Hashable, sequence_index: int | None = None) -> bool:
         """Ends a request (or one of its sequences) at once; whether it was running."""

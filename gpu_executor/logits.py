@@ -11,9 +11,13 @@ from kernels.sampling import apply_penalties
 def change_logits(logits: torch.Tensor, sequence: Sequence) -> None:
     """logits (V,) float32 of the sequence's next token, changed in place, in vLLM's order.
 
-    Allowed ids, bad words, min_tokens, bias, penalties.
+    Allowed ids, bad words, min_tokens, bias, penalties; none of them where the model itself says what comes first.
     """
     params = sequence.request.sampling
+    if sequence.must_begin:
+        logits.fill_(-torch.inf)
+        logits[sequence.request.first_token_id] = 0.0
+        return
     if params.allowed_token_ids:
         allowed = _ids(params.allowed_token_ids, logits)
         values = logits[allowed]

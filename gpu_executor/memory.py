@@ -22,6 +22,7 @@ def num_kv_blocks(
     layouts: Iterable[StateLayout | None],
     dtype: torch.dtype,
     max_model_len: int,
+    max_encoder_len: int,
     max_num_batched_tokens: int,
     device: torch.device,
 ) -> int:
@@ -34,7 +35,8 @@ def num_kv_blocks(
     block_bytes = config.block_size * sum(layout.bytes_per_token(dtype) for layout in layouts)
     fixed_bytes = config.max_num_seqs * sum(layout.bytes_per_sequence(dtype) for layout in layouts)
     window = common_window(layouts, dtype)
-    needed = BlockReach(config.block_size, window).most_held(max_model_len, max_num_batched_tokens)
+    reach = BlockReach(config.block_size, window)
+    needed = reach.most_held(max_model_len, max_num_batched_tokens) + reach.num_blocks(max_encoder_len)
     budget = config.kv_cache_memory_bytes or _free_bytes(config, device)
     if fixed_bytes > budget:
         raise ValueError(

@@ -48,6 +48,14 @@ def eos_token_ids(folder: Path, config: dict[str, Any]) -> tuple[int, ...]:
     return ()
 
 
+def first_token_id(folder: Path, config: dict[str, Any]) -> int | None:
+    """The token that follows a decoder prompt of one token, whatever the model says: forced_bos_token_id."""
+    for source in (_read_json(folder / "generation_config.json") or {}, config):
+        if isinstance(value := source.get("forced_bos_token_id"), int):
+            return value
+    return None
+
+
 def _read_json(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None

@@ -8,7 +8,7 @@ from collections.abc import Sequence as SequenceOf
 import numpy as np
 import torch
 
-from gpu_executor.batch import Batch
+from gpu_executor.batch import Batch, CrossBatch
 from gpu_executor.models.decoder import Decoder
 from gpu_executor.sampler import SampledToken, TokenLogprobs, prompt_logprobs, sample
 from gpu_executor.scheduler import ScheduledSequence
@@ -39,6 +39,7 @@ class ModelRunner:
             for layout in model.state_layouts
         ]
         self._tables = np.zeros((max_num_seqs, -(-max_model_len // block_size)), np.int32)
+        self._encoder_tables = np.zeros((max_num_seqs, -(-model.spec.max_encoder_len // block_size)), np.int32)
 
     @torch.inference_mode()
     def run(self, plan: SequenceOf[ScheduledSequence]) -> RunResult:
@@ -81,7 +82,7 @@ class ModelRunner:
         else:
             rows_of = np.repeat(slots, counts)
             positions = np.arange(len(token_ids)) + np.repeat(computed - query_start[:-1], counts)
-        slot_mapping = self._tables[rows_of, positions // size].astype(np.int64) * size + positions % size
+        slot_mapping = _slots(self._tables, rows_of, positions, size)
         width = -(-int(seq_lens.max()) // size)
         last_rows = torch.from_numpy(query_start[1:].astype(np.int64) - 1)
         return (
@@ -93,6 +94,7 @@ class ModelRunner:
                 block_table=self._tensor(self._tables[slots, :width]),
                 state_slots=self._tensor(slots),
                 slot_mapping=self._tensor(slot_mapping),
+                cross=self._cross(plan, slots) if self._encoder_tables.size else None,
             ),
             last_rows,
         )
@@ -101,9 +103,36 @@ class ModelRunner:
         """Copies the blocks that the sequence got since its last step into its row."""
         sequence = part.sequence
         first, last = sequence.num_table_blocks, len(sequence.blocks)
+        if first == 0:
+            self._encoder_tables[sequence.slot, : len(sequence.encoder_blocks)] = sequence.encoder_blocks
         if first < last:
             self._tables[sequence.slot, first:last] = sequence.blocks[first:]
             sequence.num_table_blocks = last
+
+    def _cross(self, plan: SequenceOf[ScheduledSequence], slots: np.ndarray) -> CrossBatch:
+        """What the parts read of their encoders' outputs, and the encoders' own tokens where they run in this step."""
+        size = self.block_size
+        lengths = np.fromiter((len(part.sequence.request.encoder_token_ids) for part in plan), np.int32, len(plan))
+        table = self._encoder_tables[slots, : -(-int(lengths.max()) // size)]
+        beginning = [i for i, part in enumerate(plan) if part.encodes]
+        encoder = slot_mapping = None
+        if beginning:
+            inputs = [plan[i].sequence.request.encoder_token_ids for i in beginning]
+            counts = lengths[beginning]
+            rows = np.repeat(np.arange(len(inputs)), counts)  # (T',)
+            positions = np.concatenate([np.arange(count) for count in counts])  # (T',)
+            own_table = np.arange(len(inputs) * table.shape[1], dtype=np.int32).reshape(len(inputs), -1)
+            slot_mapping = self._tensor(_slots(table[beginning], rows, positions, size))
+            encoder = Batch(
+                token_ids=self._tensor(np.concatenate(inputs).astype(np.int64)),
+                positions=self._tensor(positions),
+                query_start=self._tensor(np.concatenate(([0], counts.cumsum())).astype(np.int32)),
+                seq_lens=self._tensor(counts),
+                block_table=self._tensor(own_table),
+                state_slots=self._tensor(slots[beginning]),
+                slot_mapping=self._tensor(_slots(own_table, rows, positions, size)),
+            )
+        return CrossBatch(self._tensor(lengths), self._tensor(table), size, encoder, slot_mapping)
 
     def _tensor(self, array: np.ndarray) -> torch.Tensor:
         tensor = torch.from_numpy(array)
@@ -119,6 +148,11 @@ class ModelRunner:
             logits = self.model.logits(hidden[first : first + len(ids)])
             entries += prompt_logprobs(logits, ids, request.sampling.prompt_logprobs or 0)
         return entries
+
+
+def _slots(table: np.ndarray, rows: np.ndarray, positions: np.ndarray, block_size: int) -> np.ndarray:
+    """table (R, M), rows and positions (T) -> (T) int64: where token t, at a position of the table's row, lies."""
+    return table[rows, positions // block_size].astype(np.int64) * block_size + positions % block_size
 
 
 def _wants_prompt_logprobs(part: ScheduledSequence) -> bool:

@@ -51,13 +51,18 @@ class Sampling:
 
 
 class Request:
-    """A prompt and the n sequences that continue it. `key` is unique in the engine; `owner` is whoever takes the outputs."""
+    """A prompt and the n sequences that continue it. `key` is unique in the engine; `owner` is whoever takes the outputs.
+
+    For an encoder-decoder the prompt is the decoder's, and `encoder_token_ids` what the encoder reads.
+    """
 
     __slots__ = (
         "_prompt_token_set",
         "arrival",
         "deadline",
+        "encoder_token_ids",
         "epoch",
+        "first_token_id",
         "key",
         "num_cached_tokens",
         "num_prompt_logprobs",
@@ -80,13 +85,18 @@ class Request:
         priority: int = 0,
         deadline: float | None = None,
         salt: bytes = b"",
+        encoder_token_ids: list[int] | None = None,
         resumed: dict[int, tuple[list[int], bool]] | None = None,
     ) -> None:
         """`deadline` is on the monotonic clock; `resumed` maps a sequence index to (its tokens, whether it has ended)."""
         self.key, self.owner, self.epoch = key, owner, epoch
         self.prompt_token_ids, self.sampling = prompt_token_ids, sampling
         self.priority, self.deadline, self.salt = priority, deadline, salt
+        self.encoder_token_ids = encoder_token_ids or []
         self.arrival = -1  # set by the scheduler
+        self.first_token_id: int | None = (
+            None  # what each sequence begins with, whatever the model says; set by the engine
+        )
         self.num_cached_tokens = 0  # of the prompt, that the prefix cache held
         self.num_prompt_logprobs = 0  # prompt tokens, from the second on, whose log-probabilities were reported
         self._prompt_token_set: frozenset[int] | None = None
@@ -128,8 +138,10 @@ class Sequence:
     __slots__ = (
         "blocks",
         "digests",
+        "encoder_blocks",
         "finish_reason",
         "index",
+        "is_encoded",
         "num_computed_tokens",
         "num_passed_blocks",
         "num_preemptions",
@@ -147,6 +159,8 @@ class Sequence:
         self.num_computed_tokens = 0
         self.blocks: list[int] = []  # by position; the first num_passed_blocks are no longer its own
         self.num_passed_blocks = 0  # that no query reads any more, given back
+        self.encoder_blocks: list[int] = []  # what cross attention reads of the encoder's output
+        self.is_encoded = False  # whether they hold it
         self.digests: list[bytes] = []  # of full blocks, as far as they were needed
         self.num_published = 0  # leading blocks that the prefix cache knows
         self.slot = -1  # row of the runner's block table while running
@@ -157,7 +171,17 @@ class Sequence:
 
     @property
     def held_blocks(self) -> list[int]:
-        return self.blocks[self.num_passed_blocks :] if self.num_passed_blocks else self.blocks
+        return self.blocks[self.num_passed_blocks :] + self.encoder_blocks
+
+    @property
+    def changes_logits(self) -> bool:
+        """Whether anything touches the next token's logits before temperature and filters."""
+        return self.request.sampling.changes_logits or self.must_begin
+
+    @property
+    def must_begin(self) -> bool:
+        """Whether the next token is the request's first_token_id."""
+        return self.request.first_token_id is not None and self.num_output_tokens == 0
 
     @property
     def num_tokens(self) -> int:

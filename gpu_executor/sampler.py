@@ -35,7 +35,7 @@ def sample(logits: torch.Tensor, sequences: SequenceOf[Sequence]) -> list[Sample
     logprob_rows = [i for i, s in enumerate(sequences) if s.request.sampling.logprobs is not None]
     raw = logits[logprob_rows].log_softmax(-1) if logprob_rows else None  # (N', V)
     for row, sequence in enumerate(sequences):
-        if sequence.request.sampling.changes_logits:
+        if sequence.changes_logits:
             change_logits(logits[row], sequence)
     best_values, best_ids = logits.max(-1)
     token_ids: list[int | None] = best_ids.tolist()

@@ -27,6 +27,7 @@ class ScheduledSequence:
 
     sequence: Sequence
     num_tokens: int
+    encodes: bool = False  # its encoder runs as well, over all of its input
 
     @property
     def samples(self) -> bool:
@@ -101,6 +102,7 @@ class Scheduler:
     def _give_back(self, sequence: Sequence) -> None:
         self.pool.release(sequence.held_blocks)
         sequence.blocks, sequence.num_published, sequence.num_passed_blocks = [], 0, 0
+        sequence.encoder_blocks, sequence.is_encoded = [], False
         sequence.num_computed_tokens = sequence.num_table_blocks = 0
         if sequence.slot >= 0:
             self._free_slots.append(sequence.slot)
@@ -128,18 +130,21 @@ class Scheduler:
                 budget -= count
         if self.ledger.num_preemptions > num_preemptions:  # what was just given back must not be taken at once
             return plan
-        while budget and self.waiting:
+        while budget > 0 and self.waiting:
             admitted = self._admit(self.waiting[0], budget, plan)
             if admitted is None:
                 break
             plan.append(admitted)
             budget -= admitted.num_tokens
+            if admitted.encodes:
+                budget -= len(admitted.sequence.request.encoder_token_ids)
         return plan
 
     def update(self, plan: SequenceOf[ScheduledSequence]) -> None:
         """Notes that a step's tokens are computed; sampled tokens are appended after this."""
         for part in plan:
             part.sequence.num_computed_tokens += part.num_tokens
+            part.sequence.is_encoded = True
             self._publish(part.sequence)
             self._release_passed(part.sequence)
 
@@ -150,9 +155,9 @@ class Scheduler:
             self.pool.release(sequence.blocks[sequence.num_passed_blocks : first])
             sequence.num_passed_blocks = first
 
-    def most_blocks(self, num_tokens: int) -> int:
+    def most_blocks(self, num_tokens: int, num_encoder_tokens: int = 0) -> int:
         """Blocks that a sequence of so many tokens holds at most."""
-        return self.reach.most_held(num_tokens, self.max_num_batched_tokens)
+        return self.reach.most_held(num_tokens, self.max_num_batched_tokens) + self.reach.num_blocks(num_encoder_tokens)
 
     def _reserve(self, sequence: Sequence, count: int, plan: list[ScheduledSequence]) -> bool:
         """Takes the blocks that `count` more tokens need, preempting from the back; False if `sequence` itself had to go."""
@@ -169,7 +174,10 @@ class Scheduler:
         return True
 
     def _admit(self, sequence: Sequence, budget: int, plan: list[ScheduledSequence]) -> ScheduledSequence | None:
-        """Starts a waiting sequence, or None if it has to wait."""
+        """Starts a waiting sequence, or None if it has to wait.
+
+        An encoder runs whole, because all of its tokens see each other: the last one of a step may exceed the budget.
+        """
         if self._waits_for_sibling(sequence):
             return self._admit_after(sequence, budget, plan)
         while len(self.running) >= self.max_num_seqs:
@@ -177,23 +185,27 @@ class Scheduler:
                 return None
         known = self._known_blocks(sequence)
         num_known_tokens = len(known) * self.block_size
-        count = min(sequence.num_tokens - num_known_tokens, budget)
-        needed = self.reach.num_blocks(num_known_tokens + count) - len(known)
+        encoder_blocks = self._sibling_encoder_blocks(sequence)
+        num_encoder_tokens = 0 if encoder_blocks else len(sequence.request.encoder_token_ids)
+        count = min(sequence.num_tokens - num_known_tokens, max(1, budget - num_encoder_tokens))
+        num_encoder_blocks = self.reach.num_blocks(num_encoder_tokens)
+        needed = self.reach.num_blocks(num_known_tokens + count) - len(known) + num_encoder_blocks
         num_passed = self.reach.first_read(num_known_tokens)
-        shared = known[num_passed:]
+        shared = known[num_passed:] + encoder_blocks
         while needed + self.pool.num_free_of(shared) > self.pool.num_free:
             if not self._preempt_for(sequence, plan):
                 return None
         self.pool.share(shared)
         blocks = self.pool.allocate(needed)
         assert blocks is not None
-        sequence.blocks, sequence.num_passed_blocks = [*known, *blocks], num_passed
+        sequence.encoder_blocks = encoder_blocks or blocks[:num_encoder_blocks]
+        sequence.blocks, sequence.num_passed_blocks = [*known, *blocks[num_encoder_blocks:]], num_passed
         sequence.num_computed_tokens, sequence.num_published = num_known_tokens, len(known)
         self._count_hit(sequence, num_known_tokens)
         self.waiting.remove(sequence)
         bisect.insort(self.running, sequence, key=_order)
         sequence.slot, sequence.num_table_blocks = self._free_slots.pop(), 0
-        return ScheduledSequence(sequence, count)
+        return ScheduledSequence(sequence, count, encodes=num_encoder_tokens > 0)
 
     def _admit_after(self, first: Sequence, budget: int, plan: list[ScheduledSequence]) -> ScheduledSequence | None:
         """Starts the first waiting sequence that need not wait for its request's prompt."""
@@ -257,24 +269,37 @@ class Scheduler:
         """Blocks of the prompt that its sequences share; its last token is computed by each."""
         return (request.num_prompt_tokens - 1) // self.block_size
 
+    def _sibling_encoder_blocks(self, sequence: Sequence) -> list[int]:
+        """Blocks of a running sequence of the request that hold the encoder's output; empty if there is none."""
+        for other in sequence.request.sequences:
+            if other is not sequence and other.is_encoded:
+                return list(other.encoder_blocks)
+        return []
+
     def _waits_for_sibling(self, sequence: Sequence) -> bool:
-        """Whether another sequence of the request is computing the prompt that this one could share."""
+        """Whether another sequence of the request is computing what this one could share: the prompt, the encoder's output."""
         request = sequence.request
-        if len(request.sequences) == 1 or request.num_prompt_tokens <= self.block_size:
+        if len(request.sequences) == 1:
+            return False
+        running = [other for other in request.sequences if other is not sequence and other.slot >= 0]
+        if request.encoder_token_ids and running and not any(other.is_encoded for other in running):
+            return True
+        if request.num_prompt_tokens <= self.block_size:
             return False
         if self._sibling_with_prompt(sequence) is not None:
             return False
-        return any(
-            other is not sequence and other.slot >= 0 and other.num_computed_tokens < request.num_prompt_tokens
-            for other in request.sequences
-        )
+        return any(other.num_computed_tokens < request.num_prompt_tokens for other in running)
 
     def _digests(self, sequence: Sequence) -> Iterator[bytes]:
         """Digests of the sequence's full blocks; computed when they are asked for, and kept."""
         yield from sequence.digests
         size = self.block_size
         while (end := (len(sequence.digests) + 1) * size) <= sequence.num_tokens:
-            parent = sequence.digests[-1] if sequence.digests else root_digest(sequence.request.salt)
+            parent = (
+                sequence.digests[-1]
+                if sequence.digests
+                else root_digest(sequence.request.salt, sequence.request.encoder_token_ids)
+            )
             sequence.digests.append(block_digest(parent, sequence.token_ids[end - size : end]))
             yield sequence.digests[-1]
 

@@ -15,7 +15,7 @@ from gpu_executor.config import ExecutorConfig
 from gpu_executor.engine import Engine
 from gpu_executor.memory import num_kv_blocks
 from gpu_executor.mixers.state import common_window
-from gpu_executor.model_info import ModelInfo, eos_token_ids, read_model_config
+from gpu_executor.model_info import ModelInfo, eos_token_ids, first_token_id, read_model_config
 from gpu_executor.model_runner import ModelRunner
 from gpu_executor.models.loader import load_model, resolve_dtype
 from gpu_executor.scheduler import Scheduler
@@ -43,7 +43,9 @@ def build_engine(config: ExecutorConfig, *, progress: bool = True) -> tuple[Engi
     )  # fmt: skip
     max_model_len = model.spec.max_model_len
     budget = config.max_num_batched_tokens or max(1024 if device.type == "cpu" else 8192, config.max_num_seqs)
-    num_blocks = num_kv_blocks(config, model.state_layouts, dtype, max_model_len, budget, device)
+    num_blocks = num_kv_blocks(
+        config, model.state_layouts, dtype, max_model_len, model.spec.max_encoder_len, budget, device
+    )
     runner = ModelRunner(
         model,
         num_blocks=num_blocks,
@@ -62,7 +64,13 @@ def build_engine(config: ExecutorConfig, *, progress: bool = True) -> tuple[Engi
     )
     vocab_size = model.spec.vocab_size
     engine = Engine(
-        runner, scheduler, max_model_len=max_model_len, vocab_size=vocab_size, max_num_waiting=config.max_num_waiting
+        runner,
+        scheduler,
+        max_model_len=max_model_len,
+        vocab_size=vocab_size,
+        max_num_waiting=config.max_num_waiting,
+        max_encoder_len=model.spec.max_encoder_len,
+        first_token_id=first_token_id(folder, model_config) if model.spec.encoder is not None else None,
     )
     info = ModelInfo(
         architecture=model.spec.architecture,

@@ -67,6 +67,7 @@ def read_submit(
         priority=submit.priority,
         deadline=deadline,
         salt=submit.cache_salt,
+        encoder_token_ids=list(submit.encoder_token_ids),
         resumed=resumed,
     )
 

@@ -25,6 +25,7 @@ import torch
 from gpu_executor.batch import Batch
 from gpu_executor.layers.moe import MoeMlp
 from gpu_executor.layers.norm import NormLayer
+from gpu_executor.mixers.cross_attention import CrossAttention
 from gpu_executor.models.spec import Residual
 
 Stream = tuple[torch.Tensor, torch.Tensor | None]
@@ -44,6 +45,8 @@ class Parts:
     post_norm2: NormLayer | None = None
     shared_norm: NormLayer | None = None
     residual_scale: float = 1.0
+    cross: CrossAttention | None = None
+    cross_norm: NormLayer | None = None
 
 
 class SequentialBlock:
@@ -54,12 +57,16 @@ class SequentialBlock:
         self._norm1, self._norm2 = parts.norm1, parts.norm2
         self._post_norm1, self._post_norm2 = parts.post_norm1, parts.post_norm2
         self._scale = parts.residual_scale
+        self.cross, self._cross_norm = parts.cross, parts.cross_norm
 
     def __call__(self, x: torch.Tensor, residual: torch.Tensor | None, batch: Batch, state: Any) -> Stream:
         """x, residual (T, D) -> the same two, after this layer."""
         if self.mixer is not None:
             x, residual = _enter(self._norm1, x, residual)
             x = self._leave(self._post_norm1, self.mixer(x, batch, state))
+        if self.cross is not None:
+            x, residual = _enter(self._cross_norm, x, residual)
+            x = self._leave(None, self.cross(x, batch, state))
         if self.mlp is not None:
             x, residual = _enter(self._norm2, x, residual)
             x = self._leave(self._post_norm2, self.mlp(x))
@@ -102,10 +109,13 @@ class PostNormBlock:
 
     def __init__(self, parts: Parts) -> None:
         self.mixer, self.mlp, self._norm1, self._norm2 = parts.mixer, parts.mlp, parts.norm1, parts.norm2
+        self.cross, self._cross_norm = parts.cross, parts.cross_norm
 
     def __call__(self, x: torch.Tensor, residual: torch.Tensor | None, batch: Batch, state: Any) -> Stream:
         """x (T, D), nothing beside it -> the same, after this layer."""
         x, _ = self._norm1.add(self.mixer(x, batch, state), x)
+        if self.cross is not None:
+            x, _ = self._cross_norm.add(self.cross(x, batch, state), x)
         x, _ = self._norm2.add(self.mlp(x), x)
         return x, None
 

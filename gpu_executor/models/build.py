@@ -8,6 +8,7 @@ from gpu_executor.layers.mlp import GatedMlp, PlainMlp
 from gpu_executor.layers.moe import MoeMlp
 from gpu_executor.mixers.attention import AttentionMixer
 from gpu_executor.mixers.block_sparse_attention import BlockSparseMixer
+from gpu_executor.mixers.cross_attention import CrossAttention
 from gpu_executor.mixers.mla import MlaMixer
 from gpu_executor.models.block import BLOCKS, Block, FeedForward, Parts
 from gpu_executor.models.rope import RopeTables
@@ -27,9 +28,9 @@ from gpu_executor.models.spec import FeedForward as FeedForwardSpec
 from gpu_executor.models.weights import Weights
 
 
-def build_block(decoder: DecoderSpec, index: int, weights: Weights, tables: RopeTables) -> Block:
-    """The block of a layer."""
-    layer, name = decoder.layers[index], f"layers.{index}"
+def build_block(decoder: DecoderSpec, index: int, weights: Weights, tables: RopeTables, prefix: str = "") -> Block:
+    """The block of a layer; `prefix` stands before the names of its stack."""
+    layer, name = decoder.layers[index], f"{prefix}layers.{index}"
     parts = Parts(
         mixer=_mixer(layer.mixer, f"{name}.mixer", decoder.norm, weights, tables),
         mlp=_mlp(layer.mlp, f"{name}.mlp", weights),
@@ -42,6 +43,8 @@ def build_block(decoder: DecoderSpec, index: int, weights: Weights, tables: Rope
         post_norm2=weights.norm(f"{name}.post_norm2", decoder.norm) if decoder.norm.affine else None,
         shared_norm=weights.norm(f"{name}.shared_norm", decoder.norm),
         residual_scale=layer.residual_scale,
+        cross=None if layer.cross is None else _cross(layer.cross, f"{name}.cross", weights),
+        cross_norm=None if layer.cross is None else weights.norm(f"{name}.cross_norm", decoder.norm),
     )
     return BLOCKS[layer.residual](parts)
 
@@ -83,6 +86,10 @@ def _mixer(
                 cos_sin=tables(spec.rope),
             )
     raise NotImplementedError(f"no mixer for {spec}")
+
+
+def _cross(spec: Attention, name: str, weights: Weights) -> CrossAttention:
+    return CrossAttention(spec, weights.linear(f"{name}.q"), weights.linear(f"{name}.kv"), weights.linear(f"{name}.o"))
 
 
 def _mlp(spec: FeedForwardSpec | None, name: str, weights: Weights) -> FeedForward | None:

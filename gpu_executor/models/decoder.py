@@ -1,19 +1,17 @@
-"""Owns the decoder: one stack of blocks for every architecture, built from a spec and weights."""
+"""Owns the model that a step runs: a stack with a head, and for an encoder-decoder the encoder's stack beside it."""
 
 from __future__ import annotations
 
-import collections
-
 import torch
 
-from gpu_executor.batch import Batch
+from gpu_executor.batch import Batch, CrossBatch
 from gpu_executor.layers.linear import Linear
 from gpu_executor.mixers.state import State, StateLayout
-from gpu_executor.models.build import build_block
+from gpu_executor.models.names import ENCODER
 from gpu_executor.models.rope import RopeTables
 from gpu_executor.models.spec import ModelSpec
+from gpu_executor.models.stack import Stack
 from gpu_executor.models.weights import Weights
-from kernels.embedding import embedding
 
 
 class Decoder:
@@ -26,54 +24,39 @@ class Decoder:
     def __init__(self, spec: ModelSpec, weights: Weights, dtype: torch.dtype, device: torch.device) -> None:
         self.spec, self.weights, self.dtype, self.device = spec, weights, dtype, device
         decoder = spec.decoder
-        tables = RopeTables(spec.max_model_len, device)
-        self.blocks = [build_block(decoder, index, weights, tables) for index in range(len(decoder.layers))]
-        self._embed, self._positions = weights.get("embed.weight"), weights.get("positions.weight")
-        # The scale is rounded to the number format, as the models' own code does.
-        self._embed_scale = torch.tensor(decoder.embed_scale, dtype=dtype).item()
-        self._embed_norm = weights.norm("embed_norm", decoder.norm) if decoder.norm.affine else None
-        self._project_in, self._project_out = weights.linear("project_in"), weights.linear("project_out")
-        self._norm = weights.norm("norm", decoder.norm)
-        head = self._embed if decoder.tied else weights.get("head.weight")
+        self._stack = Stack(decoder, weights, RopeTables(spec.max_model_len, device))
+        self._encoder = None
+        if spec.encoder is not None:
+            self._encoder = Stack(spec.encoder, weights, RopeTables(spec.max_encoder_len, device), prefix=ENCODER)
+        head = self._stack.embed if decoder.tied else weights.get("head.weight")
         self._head = Linear(head, weights.get("head.bias"))
         self._masked_ids = torch.tensor(decoder.masked_ids, device=device) if decoder.masked_ids else None
-        self._starts = {skip.start for skip in decoder.skips}
-        self._skips = collections.defaultdict(list)
-        for skip in decoder.skips:
-            self._skips[skip.into].append(skip)
 
     @property
     def state_layouts(self) -> tuple[StateLayout | None, ...]:
         """What each layer keeps between steps; None for a layer that keeps nothing."""
-        return tuple(None if block.mixer is None else block.mixer.layout for block in self.blocks)
+        return self._stack.state_layouts
 
     def __call__(self, batch: Batch, states: list[State | None]) -> torch.Tensor:
         """Hidden states (T, D) after the last norm; writes the step's keys and values into `states`, one per layer."""
-        x, residual = self._embedded(batch), None
-        saved: dict[int, torch.Tensor] = {}
-        for index, (block, state) in enumerate(zip(self.blocks, states, strict=True)):
-            if index in self._starts:
-                saved[index] = x.clone() if residual is None else x + residual
-            for skip in self._skips.get(index, ()):
-                stream = x if residual is None else x + residual
-                x, residual = torch.lerp(stream, saved[skip.start], skip.weight), None
-            x, residual = block(x, residual, batch, state)
-        if residual is None:
-            hidden = x if self._norm is None else self._norm(x)
-        else:
-            hidden = residual.add_(x) if self._norm is None else self._norm.add(x, residual)[0]
-        return hidden if self._project_out is None else self._project_out(hidden)
+        if batch.cross is not None and batch.cross.encoder is not None:
+            self._encode(batch.cross.encoder, batch.cross, states)
+        return self._stack(batch, states)
 
-    def _embedded(self, batch: Batch) -> torch.Tensor:
-        """(T, D): what the first block sees."""
-        x = embedding(batch.token_ids, self._embed)
-        if self._embed_scale != 1.0:
-            x *= self._embed_scale
-        if self._project_in is not None:
-            x = self._project_in(x)
-        if self._positions is not None:
-            x += embedding(batch.positions, self._positions)
-        return x if self._embed_norm is None else self._embed_norm(x)
+    def _encode(self, inputs: Batch, cross: CrossBatch, states: list[State | None]) -> None:
+        """Runs the encoder over `inputs` and writes what each layer's cross attention reads into `states`.
+
+        The encoder's own keys and values live as long as this call, in one cache that its layers use one after the other.
+        """
+        assert self._encoder is not None and cross.slot_mapping is not None
+        num_blocks, block_size = inputs.block_table.numel(), cross.block_size
+        scratch = {
+            layout: layout.allocate(num_blocks, block_size, 0, dtype=self.dtype, device=self.device)
+            for layout in set(self._encoder.state_layouts)
+        }
+        encoded = self._encoder(inputs, [scratch[layout] for layout in self._encoder.state_layouts])
+        for block, state in zip(self._stack.blocks, states, strict=True):
+            block.cross.remember(encoded, cross.slot_mapping, state)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """hidden (N, D) -> (N, V) float32, the caller's to change."""

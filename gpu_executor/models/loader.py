@@ -74,7 +74,7 @@ def load_model(
     """
     resolved = _resolve(config, max_model_len)
     if load_format == "dummy":
-        weights = Weights(resolved.spec, required(resolved.spec.decoder, resolved.extras), dtype, device)
+        weights = Weights(resolved.spec, _required(resolved), dtype, device)
         _fill_dummy(weights, seed)
     else:
         weights = _load_weights(Checkpoint(folder), resolved, dtype, device, progress=progress)
@@ -140,11 +140,15 @@ def _check_names(matches: dict[str, Match], resolved: Resolved) -> dict[str, str
             if target in sources:
                 raise CheckpointError(f"tensors {sources[target]} and {match.source} are both {target}")
             sources[target] = match.source
-    missing = [name for name in required(resolved.spec.decoder, resolved.extras) if name not in sources]
+    missing = [name for name in _required(resolved) if name not in sources]
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise CheckpointError(f"the checkpoint has no tensor for {missing[0]}{more}")
     return sources
+
+
+def _required(resolved: Resolved) -> list[str]:
+    return required(resolved.spec.decoder, resolved.extras, resolved.spec.encoder)
 
 
 def _parts(match: Match, tensor: torch.Tensor) -> list[tuple[str, torch.Tensor]]:

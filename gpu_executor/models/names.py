@@ -6,6 +6,7 @@ adapters, quantization, reads these tables: one for the model, and one for each 
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 import re
 from collections.abc import Callable, Iterable
@@ -58,11 +59,11 @@ _MODEL_NAMES: dict[str, tuple[Role, Callable[[ModelSpec], Shape]]] = {
 # Below "layers.N.": norms around the branches.
 _NORM_NAMES = frozenset(
     f"{norm}.{kind}"
-    for norm in ("norm1", "norm2", "post_norm1", "post_norm2", "shared_norm")
+    for norm in ("norm1", "norm2", "post_norm1", "post_norm2", "shared_norm", "cross_norm")
     for kind in ("weight", "bias")
 )
 
-# Below "layers.N.mixer." and "layers.N.mlp.": shape under the part's spec and the hidden size, by the spec's type.
+# Below "layers.N.mixer.", ".cross." and ".mlp.": shape under the part's spec and the hidden size, by the spec's type.
 _PartNames = dict[str, tuple[Role, Callable[[Any, int], Shape]]]
 
 
@@ -165,6 +166,7 @@ _PARTS: dict[type, _PartNames] = {
 FLOAT32_NAMES = frozenset({"mlp.router.score_bias"})
 
 _EVERY_LAYER = "layers.*."
+ENCODER = "encoder."  # stands before the names of an encoder's tensors
 
 
 def every_layer(*names: str) -> tuple[str, ...]:
@@ -174,6 +176,11 @@ def every_layer(*names: str) -> tuple[str, ...]:
 
 def find(name: str, model: ModelSpec) -> tuple[Role, Shape] | None:
     """Role and shape of a canonical name, or None if the model can have no such tensor."""
+    if name.startswith(ENCODER):
+        name = name.removeprefix(ENCODER)
+        if model.encoder is None or name.startswith(("embed.", "head.")):  # which are the decoder's
+            return None
+        return find(name, dataclasses.replace(model, decoder=model.encoder, encoder=None))
     if name in _MODEL_NAMES:
         decoder = model.decoder
         if (name == "positions.weight" and decoder.positions is None) or (
@@ -189,10 +196,10 @@ def find(name: str, model: ModelSpec) -> tuple[Role, Shape] | None:
 
 
 def _find_in_layer(name: str, layer: Layer, hidden_size: int) -> tuple[Role, Shape] | None:
-    if name in _NORM_NAMES:
+    if name in _NORM_NAMES and (layer.cross is not None or not name.startswith("cross_norm.")):
         return Role.REPLICATED, (hidden_size,)
     part, _, rest = name.partition(".")
-    spec = {"mixer": layer.mixer, "mlp": layer.mlp}.get(part)
+    spec = {"mixer": layer.mixer, "cross": layer.cross, "mlp": layer.mlp}.get(part)
     names = _PARTS.get(type(spec), {})
     if isinstance(spec, Attention) and rest in (of_heads := _norms_of_heads(spec)):
         return Role.PER_HEAD, of_heads[rest]
@@ -207,19 +214,28 @@ def _find_in_layer(name: str, layer: Layer, hidden_size: int) -> tuple[Role, Sha
     return None if None in shape else (role, shape)
 
 
-def required(decoder: DecoderSpec, extras: Iterable[str] = ()) -> list[str]:
-    """Names of the tensors that must be there: what the spec alone says, and a family's extras (see every_layer)."""
+def required(decoder: DecoderSpec, extras: Iterable[str] = (), encoder: DecoderSpec | None = None) -> list[str]:
+    """Names of the tensors that must be there: what the spec alone says, and a family's extras (see every_layer).
+
+    Extras of every layer are those of an encoder's layers too, as far as these can have them.
+    """
     extras = tuple(extras)
-    names = ["embed.weight"]
+    names = ["embed.weight", *_required_in_stack(decoder, extras)]
+    if not decoder.tied:
+        names.append("head.weight")
+    names += [extra for extra in extras if not extra.startswith(_EVERY_LAYER)]
+    return names + ([] if encoder is None else [ENCODER + name for name in _required_in_stack(encoder, extras)])
+
+
+def _required_in_stack(decoder: DecoderSpec, extras: tuple[str, ...]) -> list[str]:
+    """Names between the embedding and the head."""
+    names = []
     if decoder.positions is not None:
         names.append("positions.weight")
     if decoder.embed_size is not None:
         names += ["project_in.weight", "project_out.weight"]
     if decoder.norm.affine and decoder.layers[-1].residual != "post_norm":  # which has normed already
         names.append("norm.weight")
-    if not decoder.tied:
-        names.append("head.weight")
-    names += [extra for extra in extras if not extra.startswith(_EVERY_LAYER)]
     in_layers = [extra.removeprefix(_EVERY_LAYER) for extra in extras if extra.startswith(_EVERY_LAYER)]
     for index, layer in enumerate(decoder.layers):
         wanted = dict.fromkeys(_required_in_layer(layer, decoder.norm.affine))
@@ -233,6 +249,9 @@ def _required_in_layer(layer: Layer, affine: bool) -> list[str]:
     if affine and layer.mlp is not None and layer.residual != "parallel":  # where one norm may feed both branches
         names.append("norm2.weight")
     names += [f"mixer.{name}" for name in _required_of_mixer(layer.mixer)]
+    if layer.cross is not None:
+        names += ["cross_norm.weight"] if affine else []
+        names += [f"cross.{name}" for name in _required_of_mixer(layer.cross)]
     return names + [f"mlp.{name}" for name in _required_of_mlp(layer.mlp)]
 
 

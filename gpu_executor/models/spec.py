@@ -185,12 +185,16 @@ Residual = Literal["sequential", "parallel", "post_norm", "branch_norm", "normed
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Layer:
-    """A mixer and a feed-forward layer around one residual stream; models/block.py draws the forms. Either may be absent."""
+    """A mixer and a feed-forward layer around one residual stream; models/block.py draws the forms. Either may be absent.
+
+    Between them may stand attention to an encoder's output (`cross`), whose keys lie in the cache beside the mixer's.
+    """
 
     mixer: Mixer | None
     mlp: FeedForward | None
     residual: Residual = "sequential"
     residual_scale: float = 1.0  # of what a branch adds to the stream
+    cross: Attention | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -227,3 +231,5 @@ class ModelSpec:
     decoder: DecoderSpec
     vocab_size: int
     max_model_len: int  # most tokens of prompt and output together
+    encoder: DecoderSpec | None = None  # a stack without a head, whose output the decoder's cross attention reads
+    max_encoder_len: int = 0  # most tokens that the encoder takes

@@ -10,12 +10,13 @@ import torch
 
 from gpu_executor.layers.linear import Linear
 from gpu_executor.layers.norm import NormLayer, make_norm
-from gpu_executor.models.names import FLOAT32_NAMES, find
+from gpu_executor.models.names import ENCODER, FLOAT32_NAMES, find
 from gpu_executor.models.spec import Attention, ModelSpec, Moe, Norm
 
 # Canonical tensors of one layer that lie one after the other in one tensor, so that one product serves them all.
 _FUSED = {
     "mixer.qkv": ("mixer.q", "mixer.k", "mixer.v"),
+    "cross.kv": ("cross.k", "cross.v"),
     "mixer.qkv_a": ("mixer.q_a", "mixer.kv_a"),
     "mlp.gate_up": ("mlp.gate", "mlp.up"),
     "mlp.shared.gate_up": ("mlp.shared.gate", "mlp.shared.up"),
@@ -36,18 +37,21 @@ class Weights:
         self.slots: dict[str, torch.Tensor] = {}
         self._fused: dict[str, torch.Tensor] = {}
         names = dict.fromkeys(names)
-        for index, layer in enumerate(spec.decoder.layers):
+        layers = [(f"layers.{index}", layer) for index, layer in enumerate(spec.decoder.layers)]
+        if spec.encoder is not None:
+            layers += [(f"{ENCODER}layers.{index}", layer) for index, layer in enumerate(spec.encoder.layers)]
+        for prefix, layer in layers:
             if isinstance(layer.mlp, Moe):
-                self._allocate_experts(f"layers.{index}.mlp.experts", layer.mlp.num_experts)
+                self._allocate_experts(f"{prefix}.mlp.experts", layer.mlp.num_experts)
             if isinstance(layer.mixer, Attention) and layer.mixer.qk_norm == "heads":
                 for norm, num_heads in (("q_norm", layer.mixer.num_heads), ("k_norm", layer.mixer.num_kv_heads)):
-                    self._allocate_rows(f"layers.{index}.mixer.{norm}", num_heads)
+                    self._allocate_rows(f"{prefix}.mixer.{norm}", num_heads)
             for group, parts in _FUSED.items():
-                if all(f"layers.{index}.{part}.weight" in names for part in parts):
+                if all(f"{prefix}.{part}.weight" in names for part in parts):
                     for kind in ("weight", "bias"):
-                        members = [f"layers.{index}.{part}.{kind}" for part in parts]
+                        members = [f"{prefix}.{part}.{kind}" for part in parts]
                         if any(name in names for name in members):
-                            self._fused[f"layers.{index}.{group}.{kind}"] = self._allocate(members, names)
+                            self._fused[f"{prefix}.{group}.{kind}"] = self._allocate(members, names)
         for name in names:
             if name not in self.slots:
                 exact = name.removeprefix("layers.").partition(".")[2] in FLOAT32_NAMES

@@ -201,7 +201,8 @@ int paged_attention(const Attention *op) {
     int64_t total_rows = 0, num_items = 0;
     for (int64_t r = 0; r < op->num_seqs; r++) {
         const int64_t n = op->query_start[r + 1] - op->query_start[r];
-        if (n < 0 || n > op->seq_lens[r] || op->query_start[r + 1] > op->num_tokens || op->query_start[r] < 0)
+        const int cross = !op->causal && !op->window; /* rows that need not be tokens of the sequence they read */
+        if (n < 0 || (n > op->seq_lens[r] && !cross) || op->query_start[r + 1] > op->num_tokens || op->query_start[r] < 0)
             return ATTENTION_BAD_INDEX;
         total_rows += n * group * op->num_kv_heads;
     }

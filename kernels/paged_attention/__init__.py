@@ -28,7 +28,8 @@ def paged_attention(
 
     Sequence r has n = query_start[r + 1] - query_start[r] rows, 0 allowed; they are its last n of seq_lens[r] tokens. A
     row sees the keys up to its own position, with a window the last `window` of them, its own included; without
-    causality it sees all keys, with a window those closer than `window` on either side. alibi_slopes and sinks (H).
+    causality it sees all keys, with a window those closer than `window` on either side; without both, rows may be of
+    another sequence than the keys (cross attention), and more than these. alibi_slopes and sinks (H).
     """
     if q.dim() != 3 or k_cache.shape != v_cache.shape or k_cache.shape[3] != q.shape[2]:
         raise ValueError(

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 
 from gpu_executor.block_pool import BlockPool
 from gpu_executor.block_reach import BlockReach
-from gpu_executor.request import FinishReason, Request, Sampling
+from gpu_executor.request import FinishReason, Request, Sampling, Sequence
 from gpu_executor.scheduler import ScheduledSequence, Scheduler
 
 BLOCK = 4
@@ -29,17 +29,31 @@ class FakeModel:
         written: set[int] = set()
         for part in plan:
             sequence = part.sequence
+            if part.encodes:
+                self.encode(sequence, written)
             for position in range(sequence.num_computed_tokens, sequence.num_computed_tokens + part.num_tokens):
                 slot = sequence.blocks[position // BLOCK] * BLOCK + position % BLOCK
                 assert slot not in written, "two sequences write one slot"
                 written.add(slot)
-                self.slots[slot] = (sequence.token_ids[position], hash(tuple(sequence.token_ids[: position + 1])))
+                self.slots[slot] = (sequence.token_ids[position], _content(sequence, position))
         for part in plan:
             sequence = part.sequence
             first = sequence.num_computed_tokens - (self.scheduler.reach.window or 10**6) + 1
             for position in range(max(0, first), sequence.num_computed_tokens + part.num_tokens):
                 slot = sequence.blocks[position // BLOCK] * BLOCK + position % BLOCK
-                assert self.slots[slot][1] == hash(tuple(sequence.token_ids[: position + 1])), "foreign KV is read"
+                assert self.slots[slot][1] == _content(sequence, position), "foreign KV is read"
+            for index, token_id in enumerate(sequence.request.encoder_token_ids):
+                slot = sequence.encoder_blocks[index // BLOCK] * BLOCK + index % BLOCK
+                assert self.slots[slot] == (token_id, hash(tuple(sequence.request.encoder_token_ids)))
+
+    def encode(self, sequence: Sequence, written: set[int]) -> None:
+        token_ids = sequence.request.encoder_token_ids
+        assert len(sequence.encoder_blocks) == -(-len(token_ids) // BLOCK)
+        for index, token_id in enumerate(token_ids):
+            slot = sequence.encoder_blocks[index // BLOCK] * BLOCK + index % BLOCK
+            assert slot not in written, "two sequences write one slot"
+            written.add(slot)
+            self.slots[slot] = (token_id, hash(tuple(token_ids)))
 
     def poison_free_blocks(self) -> None:
         """What nobody holds and nobody can find must not be read again before it is written."""
@@ -52,6 +66,11 @@ class FakeModel:
 
     def next_token(self, token_ids: list[int]) -> int:
         return hash(tuple(token_ids)) % 7
+
+
+def _content(sequence: Sequence, position: int) -> int:
+    """What a position's KV depends on."""
+    return hash((tuple(sequence.request.encoder_token_ids), tuple(sequence.token_ids[: position + 1])))
 
 
 def make_scheduler(
@@ -75,12 +94,13 @@ def make_scheduler(
 
 def step(scheduler: Scheduler, model: FakeModel) -> list[ScheduledSequence]:
     plan = scheduler.schedule()
-    assert sum(part.num_tokens for part in plan) <= scheduler.max_num_batched_tokens
+    encoded = [len(part.sequence.request.encoder_token_ids) for part in plan if part.encodes]
+    assert sum(part.num_tokens for part in plan) + sum(encoded[:-1]) <= scheduler.max_num_batched_tokens
     assert all(part.num_tokens > 0 for part in plan)
     assert len({id(part.sequence) for part in plan}) == len(plan)
     scheduler.check()
     for part in plan:
-        held = len(part.sequence.held_blocks)
+        held = len(part.sequence.held_blocks) - len(part.sequence.encoder_blocks)
         assert held <= scheduler.most_blocks(part.sequence.num_tokens)
         assert held <= scheduler.reach.most_held(part.sequence.num_tokens, part.num_tokens)
     model.run(plan)
@@ -118,8 +138,9 @@ def alone(request: Request) -> list[list[int]]:
 
 prompts = st.lists(st.integers(0, 1), min_size=1, max_size=18)  # few different tokens: many shared beginnings
 requests = st.builds(
-    lambda prompt, max_tokens, n, priority, stop: (prompt, max_tokens, n, priority, stop),
+    lambda *values: values,
     prompts, st.integers(1, 6), st.integers(1, 3), st.integers(-1, 1), st.sets(st.integers(0, 6), max_size=1),
+    st.just([]) | st.lists(st.integers(0, 1), min_size=1, max_size=9),
 )  # fmt: skip
 
 
@@ -137,13 +158,13 @@ requests = st.builds(
 def test_every_sequence_ends_once_with_the_tokens_it_has_alone(
     data, asked, spare_blocks, caching, seqs, budget, beside, window
 ) -> None:
-    num_blocks = BlockReach(BLOCK, window).most_held(24, budget) + spare_blocks  # of the longest request
+    num_blocks = BlockReach(BLOCK, window).most_held(24, budget) + 3 + spare_blocks  # of the longest request
     scheduler = make_scheduler(num_blocks, caching=caching, seqs=seqs, budget=budget, beside=beside, window=window)
     model = FakeModel(scheduler)
     made = []
-    for key, (prompt, max_tokens, n, priority, stop) in enumerate(asked):
+    for key, (prompt, max_tokens, n, priority, stop, encoder) in enumerate(asked):
         sampling = Sampling(max_tokens=max_tokens, n=n, stop_token_ids=frozenset(stop))
-        made.append(Request(key, prompt, sampling, priority=priority))
+        made.append(Request(key, prompt, sampling, priority=priority, encoder_token_ids=encoder))
         scheduler.add(made[-1])
         for _ in range(data.draw(st.integers(0, 2))):
             step(scheduler, model)
@@ -303,3 +324,43 @@ def test_a_sequence_does_not_wait_for_siblings_whose_prompt_has_left_the_window(
     for _ in range(9):
         step(scheduler, model)
     assert [part.num_tokens for part in step(scheduler, model)] == [1, 8]  # the prompt's first chunk, once more
+
+
+def test_encoders_count_against_the_budget_and_the_last_one_may_exceed_it() -> None:
+    scheduler = make_scheduler(64, budget=20)
+    model = FakeModel(scheduler)
+    for key in "abcd":
+        scheduler.add(Request(key, [1], Sampling(max_tokens=9), encoder_token_ids=[2] * 12))
+    assert [part.sequence.request.key for part in step(scheduler, model) if part.encodes] == ["a", "b"]
+    assert [part.sequence.request.key for part in step(scheduler, model) if part.encodes] == ["c"]  # beside decodes: 8
+    assert [part.sequence.request.key for part in step(scheduler, model) if part.encodes] == ["d"]
+    assert scheduler.pool.num_used == 4 * (3 + 1)
+
+
+def test_sequences_of_one_request_share_the_encoders_blocks_until_the_last_one_ends() -> None:
+    scheduler = make_scheduler(64, caching=False)
+    model = FakeModel(scheduler)
+    request = Request("n", [1], Sampling(max_tokens=4, n=3), encoder_token_ids=[2] * 9)
+    scheduler.add(request)
+    assert [part.encodes for part in step(scheduler, model)] == [True]
+    assert [part.encodes for part in step(scheduler, model)] == [False] * 3
+    assert scheduler.pool.num_used == 3 + 3
+    scheduler.abort(request, 0)
+    assert scheduler.pool.num_used == 3 + 2
+    scheduler.preempt_all()
+    assert scheduler.pool.num_used == 0
+    assert [part.encodes for part in step(scheduler, model)] == [True]
+    run_all(scheduler, model)
+    assert scheduler.pool.num_used == 0
+
+
+def test_other_encoder_inputs_share_nothing() -> None:
+    scheduler = make_scheduler()
+    model = FakeModel(scheduler)
+    for encoder in ([1, 2], [1, 3], []):
+        scheduler.add(Request(tuple(encoder), [1] * 12, Sampling(max_tokens=1), encoder_token_ids=encoder))
+        assert step(scheduler, model)[0].num_tokens == 12
+    again = Request("again", [1] * 12, Sampling(max_tokens=1), encoder_token_ids=[1, 3])
+    scheduler.add(again)
+    plan = step(scheduler, model)
+    assert plan[0].num_tokens == 4 and plan[0].encodes and again.num_cached_tokens == 8

@@ -119,6 +119,18 @@ def test_pages_that_left_the_window_may_be_freed(path: str, dtype: torch.dtype) 
     assert torch.equal(reference.paged_attention(*case.args, scale=0.1, window=30), defined)
 
 
+@pytest.mark.parametrize("shape", SHAPES, ids=IDS)
+def test_rows_may_be_of_another_sequence_than_the_keys(path: str, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    case = make_case(shape, [(5, 3), (1, 1), (70, 2), (1, 300), (9, 40)], dtype)
+    actual = paged_attention(*case.args, scale=0.1, causal=False)
+    assert_close(actual, reference.paged_attention(*case.args, scale=0.1, causal=False))
+    one = make_case(shape, [(1, 3)], dtype)  # every row sees all keys, so it does not matter how many there are
+    alone = dataclasses.replace(
+        one, q=case.q[2:3], k_cache=case.k_cache, v_cache=case.v_cache, block_table=case.block_table[:1]
+    )
+    assert_close(actual[2:3], paged_attention(*alone.args, scale=0.1, causal=False))
+
+
 def test_queries_may_be_a_slice_of_a_wider_tensor(path: str, dtype: torch.dtype) -> None:
     case = make_case(SHAPES[0], MIXED, dtype)
     expected = paged_attention(*case.args, scale=0.1)

@@ -93,7 +93,7 @@ class Welcome(_message.Message):
     def __init__(self, executor_id: _Optional[str] = ..., fingerprint: _Optional[_Union[Fingerprint, _Mapping]] = ..., lease_ms: _Optional[int] = ..., max_model_len: _Optional[int] = ..., architecture: _Optional[str] = ..., dtype: _Optional[_Union[_model_pb2.ModelDtype, str]] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., block_size: _Optional[int] = ..., num_blocks: _Optional[int] = ..., max_num_seqs: _Optional[int] = ..., prefix_caching: _Optional[bool] = ...) -> None: ...
 
 class Submit(_message.Message):
-    __slots__ = ("handle", "epoch", "prompt_token_ids", "sampling", "priority", "timeout_ms", "resumed", "cache_salt")
+    __slots__ = ("handle", "epoch", "prompt_token_ids", "sampling", "priority", "timeout_ms", "resumed", "cache_salt", "encoder_token_ids")
     HANDLE_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
@@ -102,6 +102,7 @@ class Submit(_message.Message):
     TIMEOUT_MS_FIELD_NUMBER: _ClassVar[int]
     RESUMED_FIELD_NUMBER: _ClassVar[int]
     CACHE_SALT_FIELD_NUMBER: _ClassVar[int]
+    ENCODER_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     handle: int
     epoch: int
     prompt_token_ids: _containers.RepeatedScalarFieldContainer[int]
@@ -110,7 +111,8 @@ class Submit(_message.Message):
     timeout_ms: int
     resumed: _containers.RepeatedCompositeFieldContainer[ResumedSequence]
     cache_salt: bytes
-    def __init__(self, handle: _Optional[int] = ..., epoch: _Optional[int] = ..., prompt_token_ids: _Optional[_Iterable[int]] = ..., sampling: _Optional[_Union[SamplingParams, _Mapping]] = ..., priority: _Optional[int] = ..., timeout_ms: _Optional[int] = ..., resumed: _Optional[_Iterable[_Union[ResumedSequence, _Mapping]]] = ..., cache_salt: _Optional[bytes] = ...) -> None: ...
+    encoder_token_ids: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, handle: _Optional[int] = ..., epoch: _Optional[int] = ..., prompt_token_ids: _Optional[_Iterable[int]] = ..., sampling: _Optional[_Union[SamplingParams, _Mapping]] = ..., priority: _Optional[int] = ..., timeout_ms: _Optional[int] = ..., resumed: _Optional[_Iterable[_Union[ResumedSequence, _Mapping]]] = ..., cache_salt: _Optional[bytes] = ..., encoder_token_ids: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class ResumedSequence(_message.Message):
     __slots__ = ("sequence_index", "token_ids", "finished")
