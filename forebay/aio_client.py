@@ -58,9 +58,7 @@ class _Deltas:
             except grpc.RpcError as error:
                 raise error_from_rpc(error) from None
             except asyncio.CancelledError:
-                # gRPC says the same for our task's being cancelled, which goes on, and for the call's, which is an error.
-                if self._call.cancelled() and not asyncio.current_task().cancelling():
-                    raise Cancelled("the stream was cancelled") from None
+                _check_cancelled(self._call)
                 raise
             if response is grpc.aio.EOF:
                 raise StopAsyncIteration
@@ -241,10 +239,20 @@ class AsyncClient:
         return (await self._call(self._models.GetModel, model_pb2.GetModelRequest(model=model), timeout)).model
 
     async def _call(self, method: Callable[..., Any], request: Any, timeout: float | None) -> Any:
+        call = method(request, timeout=self._seconds(timeout), metadata=self._metadata)
         try:
-            return await method(request, timeout=self._seconds(timeout), metadata=self._metadata)
+            return await call
         except grpc.RpcError as error:
             raise error_from_rpc(error) from None
+        except asyncio.CancelledError:
+            _check_cancelled(call)
+            raise
 
     def _seconds(self, timeout: float | None) -> float | None:
         return self._timeout if timeout is None else timeout
+
+
+def _check_cancelled(call: grpc.aio.Call) -> None:
+    """gRPC says CancelledError for our task's being cancelled, which goes on, and for the call's, which is an error."""
+    if call.cancelled() and not asyncio.current_task().cancelling():
+        raise Cancelled("the call was cancelled") from None

@@ -91,6 +91,19 @@ async def test_cancelling_the_task_cancels_the_request_and_is_no_error_of_ours()
             await up.executor.saw(lambda: up.executor.num_aboard == 0)
 
 
+async def test_closing_ends_what_runs_with_an_error_and_cancels_no_task() -> None:
+    async with tier(FakeExecutor()) as up:
+        client = client_of(up)
+        works = (client.generate("hello", LONG), _first(client.stream("hello", LONG)))
+        tasks = [asyncio.ensure_future(work) for work in works]
+        await up.executor.saw(lambda: up.executor.num_aboard == 2)
+        await client.close()
+        for task in tasks:
+            with pytest.raises(Cancelled):
+                await task
+        await up.executor.saw(lambda: up.executor.num_aboard == 0)
+
+
 async def test_a_timeout_of_asyncio_around_a_stream_is_a_timeout() -> None:
     async with tier(FakeExecutor()) as up, client_of(up) as client:
         with pytest.raises(TimeoutError):
