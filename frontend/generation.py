@@ -100,6 +100,9 @@ class GenerationService:
                 if start is None and response.deltas:
                     start = generation.start()
                     response.start.CopyFrom(start)
+                    # The headers go before the first write, not with it: were that broken off, gRPC would send them
+                    # again with the error's status, which its core refuses, and the call would never end.
+                    await context.send_initial_metadata(())
                 if done:
                     response.usage.CopyFrom(generation.usage())
                 if response.deltas or done:

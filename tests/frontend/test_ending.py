@@ -196,6 +196,19 @@ async def test_slow_reader_is_cut_off_while_others_go_on() -> None:
         await up.executor.saw(lambda: not up.executor.num_aboard)
 
 
+async def test_reader_that_is_too_slow_for_the_first_message_is_told_so() -> None:
+    async with tier(max_unsent_bytes=1_000) as up:
+        error = await up.stream(**{**LARGE, "max_tokens": 50_000}).error()
+        assert error.reason == ErrorReason.ERROR_REASON_SLOW_READER
+
+
+async def test_call_whose_time_is_up_while_its_first_message_is_written_is_told_so() -> None:
+    async with tier(default_timeout_s=SHORT_S) as up:
+        stream = up.stream(prompt=[1] * 1000, prompt_logprobs=20)  # more than the window takes
+        await until(lambda: up.ledger.expired == 1)
+        assert (await stream.error()).reason == ErrorReason.ERROR_REASON_DEADLINE_EXCEEDED
+
+
 async def test_reader_that_pauses_within_the_limit_loses_nothing() -> None:
     async with tier(FakeExecutor(), **SETTINGS) as up, finished(up, lambda **sampling: up.stream(**sampling)) as call:
         await call.read()
