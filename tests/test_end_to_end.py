@@ -283,6 +283,16 @@ def test_serve_ends_when_either_tier_ends(victim: str) -> None:
                 os.kill(pid, 0)
 
 
+def test_serve_ends_with_its_terminal_and_takes_both_tiers_along() -> None:
+    with serve("--log-level", "warning") as (server, _, _):
+        children = server.children
+        server.signal(signal.SIGHUP)
+        assert server.wait() == 0, server.log
+    for pid in children.values():
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
 def test_a_second_signal_ends_serve_at_once(long_ids: dict[str, list[int]]) -> None:
     with serve() as (server, address, _), Client(address, timeout=TIMEOUT_S, retry=False) as client:
         streams = [iter(client.stream(prompt, LONG)) for prompt in PROMPTS * 8]

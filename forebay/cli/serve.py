@@ -52,8 +52,11 @@ def main(arguments: Sequence[str]) -> int:
     frontend = read_config(FrontendConfig, parsed)
     # Wrong names are told here, once; what is downloaded for this, the tiers find in the cache.
     resolve_model(frontend.model, revision=frontend.revision, download_dir=frontend.download_dir, weights=False)
-    if frontend.port == 0:
-        frontend = dataclasses.replace(frontend, port=free_port(frontend.host))
+    try:
+        frontend = dataclasses.replace(frontend, port=free_port(frontend.host, frontend.port))
+    except OSError as error:  # somebody else there would answer for our frontend
+        where = f"{frontend.host}:{frontend.port}"
+        raise ConfigError(f"cannot listen on {where}: {error.strerror}; choose another --host or --port") from None
     return asyncio.run(Pair(executor, frontend).run())
 
 
@@ -80,7 +83,7 @@ class Pair:
     async def run(self) -> int:
         """Serves until a signal comes or either tier ends; the exit status."""
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             loop.add_signal_handler(number, self._on_signal)
         try:
             await self._start("executor")
@@ -107,7 +110,10 @@ class Pair:
         task, stop = asyncio.create_task(awaited), asyncio.create_task(self._stop.wait())
         try:
             await asyncio.wait({task, stop, *self._ends.values()}, return_when=asyncio.FIRST_COMPLETED)
-            return task.done() and not stop.done() and not any(end.done() for end in self._ends.values())
+            if stop.done() or any(end.done() for end in self._ends.values()):
+                return False
+            task.result()  # raises what it raised
+            return True
         finally:
             task.cancel()
             stop.cancel()
@@ -143,10 +149,13 @@ async def _health(address: str, service: str, *, serving: bool = False) -> None:
     """Returns when the server at this address says how it is, or, with `serving`, that it serves."""
     options = (("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 1000))
     async with grpc.aio.insecure_channel(address, options=options) as channel:
-        request = health_pb2.HealthCheckRequest(service=service)
-        async for answer in health_pb2_grpc.HealthStub(channel).Watch(request, wait_for_ready=True):
-            if not serving or answer.status == health_pb2.HealthCheckResponse.SERVING:
-                return
+        stub, request = health_pb2_grpc.HealthStub(channel), health_pb2.HealthCheckRequest(service=service)
+        while True:
+            with contextlib.suppress(grpc.aio.AioRpcError):  # it went away: whoever watches the process decides
+                async for answer in stub.Watch(request, wait_for_ready=True):
+                    if not serving or answer.status == health_pb2.HealthCheckResponse.SERVING:
+                        return
+            await asyncio.sleep(0.1)
 
 
 def _command(verb: str, model: str, *flags: str) -> list[str]:
@@ -194,8 +203,8 @@ def _default(config: type, name: str) -> object:
     return next(field.default for field in dataclasses.fields(config) if field.name == name)
 
 
-def free_port(host: str = "127.0.0.1") -> int:
-    """A port that nobody listens on now."""
+def free_port(host: str = "127.0.0.1", port: int = 0) -> int:
+    """A port that nobody listens on now, or the one given; raises OSError if somebody does, or the address is not ours."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.create_server((host, 0), family=family) as listener:
+    with socket.create_server((host, port), family=family) as listener:
         return listener.getsockname()[1]

@@ -9,6 +9,7 @@ import importlib
 import io
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -452,6 +453,14 @@ def test_describe_tells_which_tensor_is_missing_or_surplus(run: Any, tmp_path: P
 
 
 # serve
+
+
+def test_serve_does_not_start_where_another_server_listens(run: Any) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as held:
+        port = str(held.getsockname()[1])
+        status, out, err = run("serve", MODEL, "--port", port)
+    assert (status, out) == (EXIT_BAD_CONFIG, "")
+    assert f"cannot listen on 127.0.0.1:{port}: Address already in use" in one_line(err, "serve")
 
 
 def test_the_tiers_of_serve_get_every_setting_through_their_environment(monkeypatch: pytest.MonkeyPatch) -> None:
