@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from forebay.v1 import sampling_pb2 as forebay_dot_v1_dot_sampling__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x66orebay/v1/model.proto\x12\nforebay.v1\x1a\x19\x66orebay/v1/sampling.proto\"\x13\n\x11ListModelsRequest\"7\n\x12ListModelsResponse\x12!\n\x06models\x18\x01 \x03(\x0b\x32\x11.forebay.v1.Model\" \n\x0fGetModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"4\n\x10GetModelResponse\x12 \n\x05model\x18\x01 \x01(\x0b\x32\x11.forebay.v1.Model\"\xcf\x02\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x02 \x01(\t\x12\x15\n\rmax_model_len\x18\x03 \x01(\r\x12\x12\n\nvocab_size\x18\x04 \x01(\r\x12%\n\x05\x64type\x18\x05 \x01(\x0e\x32\x16.forebay.v1.ModelDtype\x12\x15\n\reos_token_ids\x18\x06 \x03(\r\x12\x15\n\rhas_tokenizer\x18\x07 \x01(\x08\x12\x19\n\x11has_chat_template\x18\x08 \x01(\x08\x12\x34\n\x10\x64\x65\x66\x61ult_sampling\x18\t \x01(\x0b\x32\x1a.forebay.v1.SamplingParams\x12\x14\n\x0cmodel_digest\x18\n \x01(\t\x12\x15\n\rnum_executors\x18\x0b \x01(\r\x12$\n\x05tasks\x18\x0c \x03(\x0e\x32\x15.forebay.v1.ModelTask*u\n\nModelDtype\x12\x1b\n\x17MODEL_DTYPE_UNSPECIFIED\x10\x00\x12\x17\n\x13MODEL_DTYPE_FLOAT32\x10\x01\x12\x18\n\x14MODEL_DTYPE_BFLOAT16\x10\x02\x12\x17\n\x13MODEL_DTYPE_FLOAT16\x10\x03*@\n\tModelTask\x12\x1a\n\x16MODEL_TASK_UNSPECIFIED\x10\x00\x12\x17\n\x13MODEL_TASK_GENERATE\x10\x01\x32\xa2\x01\n\x0cModelService\x12K\n\nListModels\x12\x1d.forebay.v1.ListModelsRequest\x1a\x1e.forebay.v1.ListModelsResponse\x12\x45\n\x08GetModel\x12\x1b.forebay.v1.GetModelRequest\x1a\x1c.forebay.v1.GetModelResponseB5Z3github.com/forebay/forebay/gen/forebay/v1;forebayv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x66orebay/v1/model.proto\x12\nforebay.v1\x1a\x19\x66orebay/v1/sampling.proto\"\x13\n\x11ListModelsRequest\"7\n\x12ListModelsResponse\x12!\n\x06models\x18\x01 \x03(\x0b\x32\x11.forebay.v1.Model\" \n\x0fGetModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"4\n\x10GetModelResponse\x12 \n\x05model\x18\x01 \x01(\x0b\x32\x11.forebay.v1.Model\"\xf7\x02\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x02 \x01(\t\x12\x15\n\rmax_model_len\x18\x03 \x01(\r\x12\x12\n\nvocab_size\x18\x04 \x01(\r\x12%\n\x05\x64type\x18\x05 \x01(\x0e\x32\x16.forebay.v1.ModelDtype\x12\x15\n\reos_token_ids\x18\x06 \x03(\r\x12\x15\n\rhas_tokenizer\x18\x07 \x01(\x08\x12\x19\n\x11has_chat_template\x18\x08 \x01(\x08\x12\x34\n\x10\x64\x65\x66\x61ult_sampling\x18\t \x01(\x0b\x32\x1a.forebay.v1.SamplingParams\x12\x14\n\x0cmodel_digest\x18\n \x01(\t\x12\x15\n\rnum_executors\x18\x0b \x01(\r\x12$\n\x05tasks\x18\x0c \x03(\x0e\x32\x15.forebay.v1.ModelTask\x12\x16\n\x0e\x65mbedding_size\x18\r \x01(\r\x12\x0e\n\x06labels\x18\x0e \x03(\t*u\n\nModelDtype\x12\x1b\n\x17MODEL_DTYPE_UNSPECIFIED\x10\x00\x12\x17\n\x13MODEL_DTYPE_FLOAT32\x10\x01\x12\x18\n\x14MODEL_DTYPE_BFLOAT16\x10\x02\x12\x17\n\x13MODEL_DTYPE_FLOAT16\x10\x03*\x9c\x01\n\tModelTask\x12\x1a\n\x16MODEL_TASK_UNSPECIFIED\x10\x00\x12\x17\n\x13MODEL_TASK_GENERATE\x10\x01\x12\x14\n\x10MODEL_TASK_EMBED\x10\x02\x12\x17\n\x13MODEL_TASK_CLASSIFY\x10\x03\x12\x14\n\x10MODEL_TASK_SCORE\x10\x04\x12\x15\n\x11MODEL_TASK_REWARD\x10\x05\x32\xa2\x01\n\x0cModelService\x12K\n\nListModels\x12\x1d.forebay.v1.ListModelsRequest\x1a\x1e.forebay.v1.ListModelsResponse\x12\x45\n\x08GetModel\x12\x1b.forebay.v1.GetModelRequest\x1a\x1c.forebay.v1.GetModelResponseB5Z3github.com/forebay/forebay/gen/forebay/v1;forebayv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,10 +33,10 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'forebay.v1.model_pb2', _glo
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'Z3github.com/forebay/forebay/gen/forebay/v1;forebayv1'
-  _globals['_MODELDTYPE']._serialized_start=569
-  _globals['_MODELDTYPE']._serialized_end=686
-  _globals['_MODELTASK']._serialized_start=688
-  _globals['_MODELTASK']._serialized_end=752
+  _globals['_MODELDTYPE']._serialized_start=609
+  _globals['_MODELDTYPE']._serialized_end=726
+  _globals['_MODELTASK']._serialized_start=729
+  _globals['_MODELTASK']._serialized_end=885
   _globals['_LISTMODELSREQUEST']._serialized_start=65
   _globals['_LISTMODELSREQUEST']._serialized_end=84
   _globals['_LISTMODELSRESPONSE']._serialized_start=86
@@ -46,7 +46,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETMODELRESPONSE']._serialized_start=177
   _globals['_GETMODELRESPONSE']._serialized_end=229
   _globals['_MODEL']._serialized_start=232
-  _globals['_MODEL']._serialized_end=567
-  _globals['_MODELSERVICE']._serialized_start=755
-  _globals['_MODELSERVICE']._serialized_end=917
+  _globals['_MODEL']._serialized_end=607
+  _globals['_MODELSERVICE']._serialized_start=888
+  _globals['_MODELSERVICE']._serialized_end=1050
 # @@protoc_insertion_point(module_scope)

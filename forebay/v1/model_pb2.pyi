@@ -19,12 +19,20 @@ class ModelTask(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     MODEL_TASK_UNSPECIFIED: _ClassVar[ModelTask]
     MODEL_TASK_GENERATE: _ClassVar[ModelTask]
+    MODEL_TASK_EMBED: _ClassVar[ModelTask]
+    MODEL_TASK_CLASSIFY: _ClassVar[ModelTask]
+    MODEL_TASK_SCORE: _ClassVar[ModelTask]
+    MODEL_TASK_REWARD: _ClassVar[ModelTask]
 MODEL_DTYPE_UNSPECIFIED: ModelDtype
 MODEL_DTYPE_FLOAT32: ModelDtype
 MODEL_DTYPE_BFLOAT16: ModelDtype
 MODEL_DTYPE_FLOAT16: ModelDtype
 MODEL_TASK_UNSPECIFIED: ModelTask
 MODEL_TASK_GENERATE: ModelTask
+MODEL_TASK_EMBED: ModelTask
+MODEL_TASK_CLASSIFY: ModelTask
+MODEL_TASK_SCORE: ModelTask
+MODEL_TASK_REWARD: ModelTask
 
 class ListModelsRequest(_message.Message):
     __slots__ = ()
@@ -49,7 +57,7 @@ class GetModelResponse(_message.Message):
     def __init__(self, model: _Optional[_Union[Model, _Mapping]] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("name", "architecture", "max_model_len", "vocab_size", "dtype", "eos_token_ids", "has_tokenizer", "has_chat_template", "default_sampling", "model_digest", "num_executors", "tasks")
+    __slots__ = ("name", "architecture", "max_model_len", "vocab_size", "dtype", "eos_token_ids", "has_tokenizer", "has_chat_template", "default_sampling", "model_digest", "num_executors", "tasks", "embedding_size", "labels")
     NAME_FIELD_NUMBER: _ClassVar[int]
     ARCHITECTURE_FIELD_NUMBER: _ClassVar[int]
     MAX_MODEL_LEN_FIELD_NUMBER: _ClassVar[int]
@@ -62,6 +70,8 @@ class Model(_message.Message):
     MODEL_DIGEST_FIELD_NUMBER: _ClassVar[int]
     NUM_EXECUTORS_FIELD_NUMBER: _ClassVar[int]
     TASKS_FIELD_NUMBER: _ClassVar[int]
+    EMBEDDING_SIZE_FIELD_NUMBER: _ClassVar[int]
+    LABELS_FIELD_NUMBER: _ClassVar[int]
     name: str
     architecture: str
     max_model_len: int
@@ -74,4 +84,6 @@ class Model(_message.Message):
     model_digest: str
     num_executors: int
     tasks: _containers.RepeatedScalarFieldContainer[ModelTask]
-    def __init__(self, name: _Optional[str] = ..., architecture: _Optional[str] = ..., max_model_len: _Optional[int] = ..., vocab_size: _Optional[int] = ..., dtype: _Optional[_Union[ModelDtype, str]] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., has_tokenizer: _Optional[bool] = ..., has_chat_template: _Optional[bool] = ..., default_sampling: _Optional[_Union[_sampling_pb2.SamplingParams, _Mapping]] = ..., model_digest: _Optional[str] = ..., num_executors: _Optional[int] = ..., tasks: _Optional[_Iterable[_Union[ModelTask, str]]] = ...) -> None: ...
+    embedding_size: int
+    labels: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, name: _Optional[str] = ..., architecture: _Optional[str] = ..., max_model_len: _Optional[int] = ..., vocab_size: _Optional[int] = ..., dtype: _Optional[_Union[ModelDtype, str]] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., has_tokenizer: _Optional[bool] = ..., has_chat_template: _Optional[bool] = ..., default_sampling: _Optional[_Union[_sampling_pb2.SamplingParams, _Mapping]] = ..., model_digest: _Optional[str] = ..., num_executors: _Optional[int] = ..., tasks: _Optional[_Iterable[_Union[ModelTask, str]]] = ..., embedding_size: _Optional[int] = ..., labels: _Optional[_Iterable[str]] = ...) -> None: ...

@@ -67,7 +67,7 @@ class Hello(_message.Message):
     def __init__(self, frontend_id: _Optional[str] = ..., fingerprint: _Optional[_Union[Fingerprint, _Mapping]] = ...) -> None: ...
 
 class Welcome(_message.Message):
-    __slots__ = ("executor_id", "fingerprint", "lease_ms", "max_model_len", "architecture", "dtype", "eos_token_ids", "block_size", "num_blocks", "max_num_seqs", "prefix_caching")
+    __slots__ = ("executor_id", "fingerprint", "lease_ms", "max_model_len", "architecture", "dtype", "eos_token_ids", "block_size", "num_blocks", "max_num_seqs", "prefix_caching", "tasks", "embedding_size", "num_classes", "num_token_types")
     EXECUTOR_ID_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     LEASE_MS_FIELD_NUMBER: _ClassVar[int]
@@ -79,6 +79,10 @@ class Welcome(_message.Message):
     NUM_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     MAX_NUM_SEQS_FIELD_NUMBER: _ClassVar[int]
     PREFIX_CACHING_FIELD_NUMBER: _ClassVar[int]
+    TASKS_FIELD_NUMBER: _ClassVar[int]
+    EMBEDDING_SIZE_FIELD_NUMBER: _ClassVar[int]
+    NUM_CLASSES_FIELD_NUMBER: _ClassVar[int]
+    NUM_TOKEN_TYPES_FIELD_NUMBER: _ClassVar[int]
     executor_id: str
     fingerprint: Fingerprint
     lease_ms: int
@@ -90,10 +94,14 @@ class Welcome(_message.Message):
     num_blocks: int
     max_num_seqs: int
     prefix_caching: bool
-    def __init__(self, executor_id: _Optional[str] = ..., fingerprint: _Optional[_Union[Fingerprint, _Mapping]] = ..., lease_ms: _Optional[int] = ..., max_model_len: _Optional[int] = ..., architecture: _Optional[str] = ..., dtype: _Optional[_Union[_model_pb2.ModelDtype, str]] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., block_size: _Optional[int] = ..., num_blocks: _Optional[int] = ..., max_num_seqs: _Optional[int] = ..., prefix_caching: _Optional[bool] = ...) -> None: ...
+    tasks: _containers.RepeatedScalarFieldContainer[_model_pb2.ModelTask]
+    embedding_size: int
+    num_classes: int
+    num_token_types: int
+    def __init__(self, executor_id: _Optional[str] = ..., fingerprint: _Optional[_Union[Fingerprint, _Mapping]] = ..., lease_ms: _Optional[int] = ..., max_model_len: _Optional[int] = ..., architecture: _Optional[str] = ..., dtype: _Optional[_Union[_model_pb2.ModelDtype, str]] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., block_size: _Optional[int] = ..., num_blocks: _Optional[int] = ..., max_num_seqs: _Optional[int] = ..., prefix_caching: _Optional[bool] = ..., tasks: _Optional[_Iterable[_Union[_model_pb2.ModelTask, str]]] = ..., embedding_size: _Optional[int] = ..., num_classes: _Optional[int] = ..., num_token_types: _Optional[int] = ...) -> None: ...
 
 class Submit(_message.Message):
-    __slots__ = ("handle", "epoch", "prompt_token_ids", "sampling", "priority", "timeout_ms", "resumed", "cache_salt", "encoder_token_ids")
+    __slots__ = ("handle", "epoch", "prompt_token_ids", "sampling", "priority", "timeout_ms", "resumed", "cache_salt", "encoder_token_ids", "pooling")
     HANDLE_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
@@ -103,6 +111,7 @@ class Submit(_message.Message):
     RESUMED_FIELD_NUMBER: _ClassVar[int]
     CACHE_SALT_FIELD_NUMBER: _ClassVar[int]
     ENCODER_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    POOLING_FIELD_NUMBER: _ClassVar[int]
     handle: int
     epoch: int
     prompt_token_ids: _containers.RepeatedScalarFieldContainer[int]
@@ -112,7 +121,8 @@ class Submit(_message.Message):
     resumed: _containers.RepeatedCompositeFieldContainer[ResumedSequence]
     cache_salt: bytes
     encoder_token_ids: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, handle: _Optional[int] = ..., epoch: _Optional[int] = ..., prompt_token_ids: _Optional[_Iterable[int]] = ..., sampling: _Optional[_Union[SamplingParams, _Mapping]] = ..., priority: _Optional[int] = ..., timeout_ms: _Optional[int] = ..., resumed: _Optional[_Iterable[_Union[ResumedSequence, _Mapping]]] = ..., cache_salt: _Optional[bytes] = ..., encoder_token_ids: _Optional[_Iterable[int]] = ...) -> None: ...
+    pooling: PoolingParams
+    def __init__(self, handle: _Optional[int] = ..., epoch: _Optional[int] = ..., prompt_token_ids: _Optional[_Iterable[int]] = ..., sampling: _Optional[_Union[SamplingParams, _Mapping]] = ..., priority: _Optional[int] = ..., timeout_ms: _Optional[int] = ..., resumed: _Optional[_Iterable[_Union[ResumedSequence, _Mapping]]] = ..., cache_salt: _Optional[bytes] = ..., encoder_token_ids: _Optional[_Iterable[int]] = ..., pooling: _Optional[_Union[PoolingParams, _Mapping]] = ...) -> None: ...
 
 class ResumedSequence(_message.Message):
     __slots__ = ("sequence_index", "token_ids", "finished")
@@ -168,6 +178,22 @@ class SamplingParams(_message.Message):
     logprob_token_ids: _containers.RepeatedScalarFieldContainer[int]
     def __init__(self, max_tokens: _Optional[int] = ..., min_tokens: _Optional[int] = ..., n: _Optional[int] = ..., temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., min_p: _Optional[float] = ..., presence_penalty: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., repetition_penalty: _Optional[float] = ..., logit_bias_ids: _Optional[_Iterable[int]] = ..., logit_bias_values: _Optional[_Iterable[float]] = ..., bad_words: _Optional[_Iterable[_Union[TokenSequence, _Mapping]]] = ..., allowed_token_ids: _Optional[_Iterable[int]] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., ignore_eos: _Optional[bool] = ..., seed: _Optional[int] = ..., logprobs: _Optional[int] = ..., prompt_logprobs: _Optional[int] = ..., logprob_token_ids: _Optional[_Iterable[int]] = ...) -> None: ...
 
+class PoolingParams(_message.Message):
+    __slots__ = ("task", "token_type_ids", "dimensions", "normalize", "activation", "num_instruction_tokens")
+    TASK_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_TYPE_IDS_FIELD_NUMBER: _ClassVar[int]
+    DIMENSIONS_FIELD_NUMBER: _ClassVar[int]
+    NORMALIZE_FIELD_NUMBER: _ClassVar[int]
+    ACTIVATION_FIELD_NUMBER: _ClassVar[int]
+    NUM_INSTRUCTION_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    task: _model_pb2.ModelTask
+    token_type_ids: _containers.RepeatedScalarFieldContainer[int]
+    dimensions: int
+    normalize: bool
+    activation: bool
+    num_instruction_tokens: int
+    def __init__(self, task: _Optional[_Union[_model_pb2.ModelTask, str]] = ..., token_type_ids: _Optional[_Iterable[int]] = ..., dimensions: _Optional[int] = ..., normalize: _Optional[bool] = ..., activation: _Optional[bool] = ..., num_instruction_tokens: _Optional[int] = ...) -> None: ...
+
 class TokenSequence(_message.Message):
     __slots__ = ("token_ids",)
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
@@ -219,7 +245,7 @@ class Draining(_message.Message):
     def __init__(self) -> None: ...
 
 class StepFrame(_message.Message):
-    __slots__ = ("step", "handles", "epochs", "sequence_indexes", "token_indexes", "num_tokens", "token_ids", "finishes", "logprobs", "prompt_logprobs", "load", "cache_events", "prefix_hits")
+    __slots__ = ("step", "handles", "epochs", "sequence_indexes", "token_indexes", "num_tokens", "token_ids", "finishes", "logprobs", "prompt_logprobs", "load", "cache_events", "prefix_hits", "pooled")
     STEP_FIELD_NUMBER: _ClassVar[int]
     HANDLES_FIELD_NUMBER: _ClassVar[int]
     EPOCHS_FIELD_NUMBER: _ClassVar[int]
@@ -233,6 +259,7 @@ class StepFrame(_message.Message):
     LOAD_FIELD_NUMBER: _ClassVar[int]
     CACHE_EVENTS_FIELD_NUMBER: _ClassVar[int]
     PREFIX_HITS_FIELD_NUMBER: _ClassVar[int]
+    POOLED_FIELD_NUMBER: _ClassVar[int]
     step: int
     handles: _containers.RepeatedScalarFieldContainer[int]
     epochs: _containers.RepeatedScalarFieldContainer[int]
@@ -246,7 +273,26 @@ class StepFrame(_message.Message):
     load: Load
     cache_events: CacheEvents
     prefix_hits: _containers.RepeatedCompositeFieldContainer[PrefixHit]
-    def __init__(self, step: _Optional[int] = ..., handles: _Optional[_Iterable[int]] = ..., epochs: _Optional[_Iterable[int]] = ..., sequence_indexes: _Optional[_Iterable[int]] = ..., token_indexes: _Optional[_Iterable[int]] = ..., num_tokens: _Optional[_Iterable[int]] = ..., token_ids: _Optional[_Iterable[int]] = ..., finishes: _Optional[_Iterable[_Union[SequenceFinish, _Mapping]]] = ..., logprobs: _Optional[_Iterable[_Union[TokenLogprobs, _Mapping]]] = ..., prompt_logprobs: _Optional[_Iterable[_Union[PromptLogprobs, _Mapping]]] = ..., load: _Optional[_Union[Load, _Mapping]] = ..., cache_events: _Optional[_Union[CacheEvents, _Mapping]] = ..., prefix_hits: _Optional[_Iterable[_Union[PrefixHit, _Mapping]]] = ...) -> None: ...
+    pooled: _containers.RepeatedCompositeFieldContainer[PoolingOutput]
+    def __init__(self, step: _Optional[int] = ..., handles: _Optional[_Iterable[int]] = ..., epochs: _Optional[_Iterable[int]] = ..., sequence_indexes: _Optional[_Iterable[int]] = ..., token_indexes: _Optional[_Iterable[int]] = ..., num_tokens: _Optional[_Iterable[int]] = ..., token_ids: _Optional[_Iterable[int]] = ..., finishes: _Optional[_Iterable[_Union[SequenceFinish, _Mapping]]] = ..., logprobs: _Optional[_Iterable[_Union[TokenLogprobs, _Mapping]]] = ..., prompt_logprobs: _Optional[_Iterable[_Union[PromptLogprobs, _Mapping]]] = ..., load: _Optional[_Union[Load, _Mapping]] = ..., cache_events: _Optional[_Union[CacheEvents, _Mapping]] = ..., prefix_hits: _Optional[_Iterable[_Union[PrefixHit, _Mapping]]] = ..., pooled: _Optional[_Iterable[_Union[PoolingOutput, _Mapping]]] = ...) -> None: ...
+
+class PoolingOutput(_message.Message):
+    __slots__ = ("handle", "epoch", "first_row", "num_rows", "num_columns", "values", "finished")
+    HANDLE_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    FIRST_ROW_FIELD_NUMBER: _ClassVar[int]
+    NUM_ROWS_FIELD_NUMBER: _ClassVar[int]
+    NUM_COLUMNS_FIELD_NUMBER: _ClassVar[int]
+    VALUES_FIELD_NUMBER: _ClassVar[int]
+    FINISHED_FIELD_NUMBER: _ClassVar[int]
+    handle: int
+    epoch: int
+    first_row: int
+    num_rows: int
+    num_columns: int
+    values: bytes
+    finished: bool
+    def __init__(self, handle: _Optional[int] = ..., epoch: _Optional[int] = ..., first_row: _Optional[int] = ..., num_rows: _Optional[int] = ..., num_columns: _Optional[int] = ..., values: _Optional[bytes] = ..., finished: _Optional[bool] = ...) -> None: ...
 
 class SequenceFinish(_message.Message):
     __slots__ = ("handle", "epoch", "sequence_index", "reason", "stop_token_id")
