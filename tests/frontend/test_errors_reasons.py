@@ -185,7 +185,8 @@ def test_each_reason_is_reached_here_or_given_elsewhere() -> None:
 async def test_reason_is_reached_with_its_code(name: str) -> None:
     error = await REACHED[name]()
     assert (error.reason_name, error.code) == (name, documented_codes()[name])
-    assert (error.message and (error.retry_after_ms or 0) > 0) or name not in ("QUEUE_FULL", "DRAINING", "NO_EXECUTOR")
+    assert error.message
+    assert (error.retry_after_ms is not None) == (name in ("QUEUE_FULL", "DRAINING", "NO_EXECUTOR", "EXECUTOR_LOST"))
 
 
 @pytest.mark.parametrize("name", PASSED_ON)
