@@ -14,6 +14,7 @@
 #include "cpu.h"
 #include "elementwise.h"
 #include "linear.h"
+#include "recurrent.h"
 
 static int64_t integer(PyObject *object) { return PyLong_AsLongLong(object); }
 static void *address(PyObject *object) { return PyLong_AsVoidPtr(object); }
@@ -146,6 +147,50 @@ static PyObject *rope(PyObject *self, PyObject *const *a, Py_ssize_t n) {
     }
     Py_RETURN_NONE;
 }
+
+static PyObject *done_unless_out_of_range(int done) {
+    if (done) Py_RETURN_NONE;
+    PyErr_SetString(PyExc_IndexError, "query_start leads outside the batch, or a slot outside the state");
+    return NULL;
+}
+
+PyDoc_STRVAR(conv_doc,
+             "causal_conv(threads, dtype, x, x_stride, weight, bias, window, query_start, seq_lens, slots, out, num_tokens, "
+             "num_seqs, num_channels, num_taps, num_slots)");
+static PyObject *conv(PyObject *self, PyObject *const *a, Py_ssize_t n) {
+    if (wrong_count(n, 16)) return NULL;
+    Conv op = {.threads = (int)integer(a[0]), .dtype = (Dtype)integer(a[1]), .x = address(a[2]), .x_stride = integer(a[3]),
+               .weight = address(a[4]), .bias = address(a[5]), .window = address(a[6]),
+               .rows = {.query_start = address(a[7]), .seq_lens = address(a[8]), .slots = address(a[9]),
+                        .num_tokens = integer(a[11]), .num_seqs = integer(a[12]), .num_slots = integer(a[15])},
+               .out = address(a[10]), .num_channels = integer(a[13]), .num_taps = integer(a[14])};
+    if (PyErr_Occurred()) return NULL;
+    int done;
+    Py_BEGIN_ALLOW_THREADS
+    done = causal_conv(&op);
+    Py_END_ALLOW_THREADS
+    return done_unless_out_of_range(done);
+}
+
+PyDoc_STRVAR(scan_doc,
+             "selective_scan(threads, dtype, x, x_stride, dt, dt_stride, b, b_stride, c, c_stride, z, z_stride, a, d, dt_bias, "
+             "state, query_start, seq_lens, slots, out, num_tokens, num_seqs, num_channels, num_states, num_slots)");
+static PyObject *scan(PyObject *self, PyObject *const *a, Py_ssize_t n) {
+    if (wrong_count(n, 25)) return NULL;
+    Scan op = {.threads = (int)integer(a[0]), .dtype = (Dtype)integer(a[1]), .x = address(a[2]), .x_stride = integer(a[3]),
+               .dt = address(a[4]), .dt_stride = integer(a[5]), .b = address(a[6]), .b_stride = integer(a[7]),
+               .c = address(a[8]), .c_stride = integer(a[9]), .z = address(a[10]), .z_stride = integer(a[11]),
+               .a = address(a[12]), .d = address(a[13]), .dt_bias = address(a[14]), .state = address(a[15]),
+               .rows = {.query_start = address(a[16]), .seq_lens = address(a[17]), .slots = address(a[18]),
+                        .num_tokens = integer(a[20]), .num_seqs = integer(a[21]), .num_slots = integer(a[24])},
+               .out = address(a[19]), .num_channels = integer(a[22]), .num_states = integer(a[23])};
+    if (PyErr_Occurred()) return NULL;
+    int done;
+    Py_BEGIN_ALLOW_THREADS
+    done = selective_scan(&op);
+    Py_END_ALLOW_THREADS
+    return done_unless_out_of_range(done);
+}
 #endif
 
 static PyMethodDef methods[] = {
@@ -158,6 +203,8 @@ static PyMethodDef methods[] = {
     {"norm", (PyCFunction)(void (*)(void))norm, METH_FASTCALL, norm_doc},
     {"activate", (PyCFunction)(void (*)(void))activation, METH_FASTCALL, activation_doc},
     {"rope_kv_write", (PyCFunction)(void (*)(void))rope, METH_FASTCALL, rope_doc},
+    {"causal_conv", (PyCFunction)(void (*)(void))conv, METH_FASTCALL, conv_doc},
+    {"selective_scan", (PyCFunction)(void (*)(void))scan, METH_FASTCALL, scan_doc},
 #endif
     {NULL, NULL, 0, NULL},
 };
