@@ -15,6 +15,8 @@ from gpu_executor.mixers.state import StateLayout, common_window
 logger = logging.getLogger(__name__)
 
 _CPU_SHARE = 0.25  # of the memory that is free: a CPU machine does other things too
+_SNAPSHOT_SHARE = 0.25  # of what would else be blocks, where some layers keep states and others KV
+_MOST_EMPTY_BLOCKS = 1 << 18
 
 
 def num_kv_blocks(
@@ -25,15 +27,17 @@ def num_kv_blocks(
     max_encoder_len: int,
     max_num_batched_tokens: int,
     device: torch.device,
+    *,
+    num_snapshots: int = 0,
 ) -> int:
-    """Blocks of the KV cache, after what max_num_seqs sequences keep beside their blocks.
+    """Blocks of the KV cache, after what max_num_seqs sequences, and as many snapshots, keep beside their blocks.
 
     Not more than max_num_seqs sequences of max_model_len tokens could use. Raises ValueError, saying what to change,
     if not even one sequence of max_model_len tokens fits.
     """
     layouts = [layout for layout in layouts if layout is not None]
     block_bytes = config.block_size * sum(layout.bytes_per_token(dtype) for layout in layouts)
-    fixed_bytes = config.max_num_seqs * sum(layout.bytes_per_sequence(dtype) for layout in layouts)
+    fixed_bytes = (config.max_num_seqs + num_snapshots) * sum(layout.bytes_per_sequence(dtype) for layout in layouts)
     window = common_window(layouts, dtype)
     reach = BlockReach(config.block_size, window)
     needed = reach.most_held(max_model_len, max_num_batched_tokens) + reach.num_blocks(max_encoder_len)
@@ -44,8 +48,10 @@ def num_kv_blocks(
             f"{budget / 2**20:,.0f}: lower --max-num-seqs or raise --kv-cache-memory-bytes"
         )
     num_blocks = needed * config.max_num_seqs
-    if block_bytes:  # else blocks cost nothing: no layer keeps anything for a token
+    if block_bytes:
         num_blocks = min((budget - fixed_bytes) // block_bytes, num_blocks)
+    else:  # no layer keeps anything for a token: blocks are nothing but entries in the books
+        num_blocks = max(needed, min(num_blocks, _MOST_EMPTY_BLOCKS))
     if num_blocks < needed:
         raise ValueError(
             f"the KV cache has {(budget - fixed_bytes) / 2**20:,.0f} MiB, which is {num_blocks * config.block_size:,} tokens; one "
@@ -59,6 +65,27 @@ def num_kv_blocks(
         (num_blocks * block_bytes + fixed_bytes) / 2**20,
     )
     return num_blocks
+
+
+def num_snapshot_slots(
+    config: ExecutorConfig,
+    layouts: Iterable[StateLayout | None],
+    dtype: torch.dtype,
+    max_model_len: int,
+    device: torch.device,
+) -> int | None:
+    """Slots for states of prefixes, two for each sequence that runs if memory allows; None if no layer keeps state in slots."""
+    layouts = [layout for layout in layouts if layout is not None]
+    slot_bytes = sum(layout.bytes_per_sequence(dtype) for layout in layouts)
+    if not slot_bytes:
+        return None
+    if not config.enable_prefix_caching:
+        return 0
+    token_bytes = sum(layout.bytes_per_token(dtype) for layout in layouts)
+    budget = config.kv_cache_memory_bytes or _free_bytes(config, device)
+    left = budget - config.max_num_seqs * slot_bytes - (max_model_len + config.block_size) * token_bytes
+    share = _SNAPSHOT_SHARE if token_bytes else 1
+    return max(0, min(2 * config.max_num_seqs, int(left * share) // slot_bytes))
 
 
 def _free_bytes(config: ExecutorConfig, device: torch.device) -> int:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from gpu_executor.batch import Batch, CrossBatch
+from gpu_executor.mixers.state import SlotState
 from gpu_executor.models.decoder import Decoder
 from gpu_executor.sampler import SampledToken, TokenLogprobs, prompt_logprobs, sample
 from gpu_executor.scheduler import ScheduledSequence
@@ -28,14 +29,23 @@ class ModelRunner:
     """Runs the model over blocks of KV that it owns. The block table of running sequences lives here, a row per slot."""
 
     def __init__(
-        self, model: Decoder, *, num_blocks: int, block_size: int, max_num_seqs: int, max_model_len: int
+        self,
+        model: Decoder,
+        *,
+        num_blocks: int,
+        block_size: int,
+        max_num_seqs: int,
+        max_model_len: int,
+        num_snapshots: int = 0,
     ) -> None:
         self.model, self.block_size = model, block_size
         self.device, self.dtype = model.device, model.dtype
         self.states = [
             None
             if layout is None
-            else layout.allocate(num_blocks, block_size, max_num_seqs, dtype=model.dtype, device=model.device)
+            else layout.allocate(
+                num_blocks, block_size, max_num_seqs + num_snapshots, dtype=model.dtype, device=model.device
+            )
             for layout in model.state_layouts
         ]
         self._tables = np.zeros((max_num_seqs, -(-max_model_len // block_size)), np.int32)
@@ -47,7 +57,9 @@ class ModelRunner:
         sampling = [i for i, part in enumerate(plan) if part.samples]
         wants_prompt = [i for i, part in enumerate(plan) if _wants_prompt_logprobs(part)]
         batch, last_rows = self._batch(plan, sampling)
+        self._copy_states([(part.state_from, part.sequence.slot) for part in plan if part.state_from is not None])
         hidden = self.model(batch, self.states)  # (T, D)
+        self._copy_states([(part.sequence.slot, part.state_to) for part in plan if part.state_to is not None])
         sampled: list[SampledToken | None] = [None] * len(plan)
         if sampling:
             logits = self.model.logits(hidden if len(sampling) == len(hidden) else hidden[last_rows[sampling]])
@@ -98,6 +110,14 @@ class ModelRunner:
             ),
             last_rows,
         )
+
+    def _copy_states(self, slots: list[tuple[int, int]]) -> None:
+        """Copies what layers keep in slots, (from, to) each."""
+        if slots:
+            sources, targets = self._tensor(np.array(slots, np.int64).T.copy())
+            for state in self.states:
+                if isinstance(state, SlotState):
+                    state.copy(sources, targets)
 
     def _write_table(self, part: ScheduledSequence) -> None:
         """Copies the blocks that the sequence got since its last step into its row."""

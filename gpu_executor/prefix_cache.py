@@ -17,6 +17,7 @@ class PrefixCache:
         self._removed: list[int] = []
         self.num_queried_tokens = 0
         self.num_hit_tokens = 0
+        self.on_forget: Callable[[bytes], None] | None = None  # told each digest whose block is gone
 
     def __len__(self) -> int:
         return len(self._block_of)
@@ -58,6 +59,8 @@ class PrefixCache:
         if digest is not None:
             del self._block_of[digest]
             self._removed.append(short_hash(digest))
+            if self.on_forget is not None:
+                self.on_forget(digest)
 
     def take_events(self) -> tuple[list[int], list[int]]:
         """Short hashes (stored, removed) since the last call."""

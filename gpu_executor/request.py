@@ -148,8 +148,10 @@ class Sequence:
         "num_published",
         "num_table_blocks",
         "output_counts",
+        "passing_snapshot",
         "request",
         "slot",
+        "stops",
         "token_ids",
     )  # fmt: skip
 
@@ -168,6 +170,8 @@ class Sequence:
         self.finish_reason: FinishReason | None = None
         self.output_counts: Counter[int] | None = Counter(output_token_ids) if request.sampling.has_penalties else None
         self.num_preemptions = 0
+        self.stops: tuple[int, ...] = ()  # tokens after which its state is worth a snapshot: chunks end there
+        self.passing_snapshot: bytes | None = None  # digest of the last one that was made elsewhere
 
     @property
     def held_blocks(self) -> list[int]:

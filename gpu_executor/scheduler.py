@@ -19,6 +19,9 @@ from forebay.block_hash import block_digest, root_digest
 from gpu_executor.block_pool import BlockPool
 from gpu_executor.block_reach import BlockReach
 from gpu_executor.request import FinishReason, Request, Sequence
+from gpu_executor.snapshots import SnapshotCache
+
+_LEAST_SNAPSHOT_BLOCKS = 2  # that a snapshot must spare a later request, if chunks are to be cut for it
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -28,6 +31,8 @@ class ScheduledSequence:
     sequence: Sequence
     num_tokens: int
     encodes: bool = False  # its encoder runs as well, over all of its input
+    state_from: int | None = None  # slot whose state is copied to the sequence's before the step
+    state_to: int | None = None  # slot that the sequence's state is copied to after the step, once all were copied from
 
     @property
     def samples(self) -> bool:
@@ -57,8 +62,12 @@ class Scheduler:
         max_num_batched_tokens: int,
         max_prefill_tokens_beside_decode: int,
         window: int | None = None,
+        num_snapshots: int | None = None,
     ) -> None:
-        """`window`: keys that a query sees in every layer; None if some layer sees all."""
+        """`window`: keys that a query sees in every layer; None if some layer sees all.
+
+        `num_snapshots`: slots after the first max_num_seqs for states of prefixes; None if all state is in blocks.
+        """
         self.pool, self.block_size = pool, block_size
         self.reach = BlockReach(block_size, window)
         self.max_num_seqs, self.max_num_batched_tokens = max_num_seqs, max_num_batched_tokens
@@ -68,6 +77,12 @@ class Scheduler:
         self.ledger = Ledger()
         self._arrivals = itertools.count()
         self._free_slots = list(range(max_num_seqs - 1, -1, -1))
+        self.snapshots: SnapshotCache | None = None
+        if num_snapshots is not None:
+            cached = num_snapshots if pool.prefix_cache is not None else 0
+            self.snapshots = SnapshotCache(range(max_num_seqs, max_num_seqs + cached))
+            if pool.prefix_cache is not None:
+                pool.prefix_cache.on_forget = self.snapshots.drop
 
     # ---- requests come and go ------------------------------------------------------------------------------------
 
@@ -112,6 +127,10 @@ class Scheduler:
 
     def schedule(self) -> list[ScheduledSequence]:
         """Who takes part in the next step. Blocks for all of its tokens are held when this returns."""
+        plan = self._plan()
+        return plan if self.snapshots is None else [self._with_snapshot(part) for part in plan]
+
+    def _plan(self) -> list[ScheduledSequence]:
         plan: list[ScheduledSequence] = []
         num_preemptions = self.ledger.num_preemptions
         decoding = [s for s in self.running if s.num_tokens - s.num_computed_tokens == 1]
@@ -124,7 +143,7 @@ class Scheduler:
         if plan:
             budget = min(budget, self.max_prefill_tokens_beside_decode)
         for sequence in prefilling:
-            count = min(sequence.num_tokens - sequence.num_computed_tokens, budget)
+            count = self._chunk(sequence, sequence.num_computed_tokens, budget)
             if count and self._reserve(sequence, count, plan):
                 plan.append(ScheduledSequence(sequence, count))
                 budget -= count
@@ -146,6 +165,8 @@ class Scheduler:
             part.sequence.num_computed_tokens += part.num_tokens
             part.sequence.is_encoded = True
             self._publish(part.sequence)
+            if part.state_to is not None:
+                self._store_snapshot(part.sequence, part.state_to)
             self._release_passed(part.sequence)
 
     def _release_passed(self, sequence: Sequence) -> None:
@@ -183,11 +204,11 @@ class Scheduler:
         while len(self.running) >= self.max_num_seqs:
             if not self._preempt_for(sequence, plan):
                 return None
-        known = self._known_blocks(sequence)
+        known = self._known_blocks(sequence) if self.snapshots is None else self._known_state(sequence)
         num_known_tokens = len(known) * self.block_size
         encoder_blocks = self._sibling_encoder_blocks(sequence)
         num_encoder_tokens = 0 if encoder_blocks else len(sequence.request.encoder_token_ids)
-        count = min(sequence.num_tokens - num_known_tokens, max(1, budget - num_encoder_tokens))
+        count = self._chunk(sequence, num_known_tokens, max(1, budget - num_encoder_tokens))
         num_encoder_blocks = self.reach.num_blocks(num_encoder_tokens)
         needed = self.reach.num_blocks(num_known_tokens + count) - len(known) + num_encoder_blocks
         num_passed = self.reach.first_read(num_known_tokens)
@@ -195,8 +216,11 @@ class Scheduler:
         while needed + self.pool.num_free_of(shared) > self.pool.num_free:
             if not self._preempt_for(sequence, plan):
                 return None
+        state_from = None
+        if self.snapshots is not None and known:
+            state_from = self.snapshots.use(sequence.digests[len(known) - 1])
         self.pool.share(shared)
-        blocks = self.pool.allocate(needed)
+        blocks = self.pool.allocate(needed)  # may take blocks before the window, whose snapshots go with them
         assert blocks is not None
         sequence.encoder_blocks = encoder_blocks or blocks[:num_encoder_blocks]
         sequence.blocks, sequence.num_passed_blocks = [*known, *blocks[num_encoder_blocks:]], num_passed
@@ -205,7 +229,7 @@ class Scheduler:
         self.waiting.remove(sequence)
         bisect.insort(self.running, sequence, key=_order)
         sequence.slot, sequence.num_table_blocks = self._free_slots.pop(), 0
-        return ScheduledSequence(sequence, count, encodes=num_encoder_tokens > 0)
+        return ScheduledSequence(sequence, count, encodes=num_encoder_tokens > 0, state_from=state_from)
 
     def _admit_after(self, first: Sequence, budget: int, plan: list[ScheduledSequence]) -> ScheduledSequence | None:
         """Starts the first waiting sequence that need not wait for its request's prompt."""
@@ -251,9 +275,13 @@ class Scheduler:
         shared = donor.blocks[: self._num_shared_blocks(request)] if donor else []
         if self.pool.prefix_cache is None:
             return shared
-        first_read = None if self.reach.window is None else lambda count: self.reach.first_read(count * self.block_size)
-        cached = self.pool.match(itertools.islice(self._digests(sequence), limit), first_read)
+        cached = self._cached(sequence, limit)
         return cached if len(cached) > len(shared) else shared
+
+    def _cached(self, sequence: Sequence, limit: int) -> list[int]:
+        """Blocks of the sequence's beginning that the prefix cache knows, `limit` at most."""
+        first_read = None if self.reach.window is None else lambda count: self.reach.first_read(count * self.block_size)
+        return self.pool.match(itertools.islice(self._digests(sequence), limit), first_read)
 
     def _sibling_with_prompt(self, sequence: Sequence) -> Sequence | None:
         """A running sequence of the request that has the prompt's KV, as far as one that starts behind it reads it."""
@@ -285,6 +313,8 @@ class Scheduler:
         if request.encoder_token_ids and running and not any(other.is_encoded for other in running):
             return True
         if request.num_prompt_tokens <= self.block_size:
+            return False
+        if self.snapshots is not None and not self.snapshots.num_slots:  # nothing can be shared
             return False
         if self._sibling_with_prompt(sequence) is not None:
             return False
@@ -321,6 +351,60 @@ class Scheduler:
             cache.num_hit_tokens += num_known_tokens
             request.num_cached_tokens = min(num_known_tokens, request.num_prompt_tokens)
 
+    # ---- states in slots -----------------------------------------------------------------------------------------
+
+    def _known_state(self, sequence: Sequence) -> list[int]:
+        """As _known_blocks, but only as far as a snapshot reaches; decides where this sequence stops for snapshots.
+
+        It stops at the last full block, for a request with the same tokens, and where its way leaves that of an earlier
+        request: others will come that have just this beginning in common, such as a system prompt.
+        """
+        request, snapshots, size = sequence.request, self.snapshots, self.block_size
+        last = (sequence.num_tokens - 1) // size
+        sequence.stops = ()
+        if not snapshots.num_slots:
+            return []
+        num_matched, known = 0, []
+        if not request.wants_prompt_logprobs or sequence is not request.sequences[0]:
+            num_matched = len(self._cached(sequence, last))
+            num_known = snapshots.longest(sequence.digests[:num_matched])
+            while num_known and len(known := self._cached(sequence, num_known)) < num_known:  # its window is not there
+                num_known = snapshots.longest(sequence.digests[: num_known - 1])
+            known = known[:num_known]
+        least = len(known) + (_LEAST_SNAPSHOT_BLOCKS if len(request.sequences) == 1 else 1)
+        sequence.stops = tuple(sorted({count * size for count in (num_matched, last) if count >= least}))
+        return known
+
+    def _chunk(self, sequence: Sequence, start: int, budget: int) -> int:
+        """How many of the sequence's tokens from `start` on to compute at once: up to the next stop, or to a whole block."""
+        end = min(sequence.num_tokens, start + budget)
+        if self.snapshots is not None and self.snapshots.num_slots:
+            stop = next((stop for stop in sequence.stops if start < stop < end), None)
+            whole = end // self.block_size * self.block_size
+            if stop is not None:
+                end = stop
+            elif end < sequence.num_tokens and start < whole:
+                end = whole
+        return end - start
+
+    def _with_snapshot(self, part: ScheduledSequence) -> ScheduledSequence:
+        """The part with a slot for its state after the step, if it ends with a full block and that state is not known."""
+        sequence = part.sequence
+        num_blocks, rest = divmod(sequence.num_computed_tokens + part.num_tokens, self.block_size)
+        if rest or not self.snapshots.num_slots:
+            return part
+        digest = next(itertools.islice(self._digests(sequence), num_blocks - 1, None))
+        if digest in self.snapshots:
+            return part
+        return dataclasses.replace(part, state_to=self.snapshots.reserve(sequence.passing_snapshot))
+
+    def _store_snapshot(self, sequence: Sequence, slot: int) -> None:
+        """Lets others find the state after the sequence's last full block."""
+        digest = sequence.digests[sequence.num_computed_tokens // self.block_size - 1]
+        passing = sequence.num_computed_tokens not in sequence.stops
+        self.snapshots.store(digest, slot, passing=passing)
+        sequence.passing_snapshot = digest if passing else None
+
     # ---- counts --------------------------------------------------------------------------------------------------
 
     @property
@@ -336,6 +420,8 @@ class Scheduler:
         held = {block for sequence in self.running for block in sequence.held_blocks}
         assert len(held) == self.pool.num_used, "a block is held by nobody who runs"
         assert all(not sequence.blocks for sequence in self.waiting)
+        if self.snapshots is not None:
+            self.snapshots.check()
         assert len({s.slot for s in self.running}) == len(self.running) == self.max_num_seqs - len(self._free_slots)
 
 

@@ -13,7 +13,7 @@ from forebay.hub import resolve_model
 from gpu_executor.block_pool import BlockPool
 from gpu_executor.config import ExecutorConfig
 from gpu_executor.engine import Engine
-from gpu_executor.memory import num_kv_blocks
+from gpu_executor.memory import num_kv_blocks, num_snapshot_slots
 from gpu_executor.mixers.state import common_window
 from gpu_executor.model_info import ModelInfo, eos_token_ids, first_token_id, read_model_config
 from gpu_executor.model_runner import ModelRunner
@@ -43,8 +43,16 @@ def build_engine(config: ExecutorConfig, *, progress: bool = True) -> tuple[Engi
     )  # fmt: skip
     max_model_len = model.spec.max_model_len
     budget = config.max_num_batched_tokens or max(1024 if device.type == "cpu" else 8192, config.max_num_seqs)
+    num_snapshots = num_snapshot_slots(config, model.state_layouts, dtype, max_model_len, device)
     num_blocks = num_kv_blocks(
-        config, model.state_layouts, dtype, max_model_len, model.spec.max_encoder_len, budget, device
+        config,
+        model.state_layouts,
+        dtype,
+        max_model_len,
+        model.spec.max_encoder_len,
+        budget,
+        device,
+        num_snapshots=num_snapshots or 0,
     )
     runner = ModelRunner(
         model,
@@ -52,6 +60,7 @@ def build_engine(config: ExecutorConfig, *, progress: bool = True) -> tuple[Engi
         block_size=config.block_size,
         max_num_seqs=config.max_num_seqs,
         max_model_len=max_model_len,
+        num_snapshots=num_snapshots or 0,
     )
     beside_decode = config.max_prefill_tokens_beside_decode or (128 if device.type == "cpu" else budget)
     scheduler = Scheduler(
@@ -61,6 +70,7 @@ def build_engine(config: ExecutorConfig, *, progress: bool = True) -> tuple[Engi
         max_num_batched_tokens=budget,
         max_prefill_tokens_beside_decode=beside_decode,
         window=common_window(model.state_layouts, dtype),
+        num_snapshots=num_snapshots,
     )
     vocab_size = model.spec.vocab_size
     engine = Engine(

@@ -101,6 +101,51 @@ class LatentKv:
         return LatentCache(torch.empty(shape, dtype=dtype, device=device))
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class SlotState:
+    """What a state-space layer knows of each sequence, in slots. Channels lie side by side: a vector holds sixteen of them."""
+
+    window: torch.Tensor  # (slots, W - 1, C): inputs that the convolution still sees, oldest first
+    scan: torch.Tensor  # (slots, N, C) float32
+
+    @property
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        return self.window, self.scan
+
+    def copy(self, sources: torch.Tensor, targets: torch.Tensor) -> None:
+        """Slots `sources` (n) to slots `targets` (n), int64."""
+        for tensor in self.tensors:
+            tensor[targets] = tensor[sources]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class FixedSlots:
+    """The state layout of a state space: one slot for each sequence that runs, of the same size at any length."""
+
+    inner_size: int
+    state_size: int
+    conv_size: int
+
+    @property
+    def window(self) -> int | None:
+        return None
+
+    def bytes_per_token(self, dtype: torch.dtype) -> int:
+        return 0
+
+    def bytes_per_sequence(self, dtype: torch.dtype) -> int:
+        scan_bytes = self.state_size * torch.float32.itemsize  # the errors of all steps add up in it
+        return self.inner_size * (scan_bytes + (self.conv_size - 1) * dtype.itemsize)
+
+    def allocate(
+        self, num_blocks: int, block_size: int, num_slots: int, *, dtype: torch.dtype, device: torch.device
+    ) -> SlotState:
+        return SlotState(
+            torch.empty((num_slots, self.conv_size - 1, self.inner_size), dtype=dtype, device=device),
+            torch.empty((num_slots, self.state_size, self.inner_size), dtype=torch.float32, device=device),
+        )
+
+
 def common_window(layouts: Iterable[StateLayout | None], dtype: torch.dtype) -> int | None:
     """Tokens whose memory in blocks some layer still reads: the widest window; None if some layer has none."""
     windows = [layout.window for layout in layouts if layout is not None and layout.bytes_per_token(dtype)]

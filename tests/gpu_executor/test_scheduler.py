@@ -1,7 +1,8 @@
 """Every admitted sequence ends exactly once, no block leaks, none is shared wrongly, at any budget and memory.
 
 The model here is a function of the tokens before a position, written into blocks as a real one writes KV: reading a
-block that was shared or reused wrongly gives other content, and the test sees it.
+block that was shared or reused wrongly gives other content, and the test sees it. Where the scheduler counts with states
+in slots, a slot remembers the tokens that went into it.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ class FakeModel:
     def __init__(self, scheduler: Scheduler) -> None:
         self.scheduler = scheduler
         self.slots: dict[int, tuple[int, int]] = {}
+        self.states: dict[int, list[int]] = {}
 
     def run(self, plan: list[ScheduledSequence]) -> None:
         written: set[int] = set()
@@ -45,6 +47,23 @@ class FakeModel:
             for index, token_id in enumerate(sequence.request.encoder_token_ids):
                 slot = sequence.encoder_blocks[index // BLOCK] * BLOCK + index % BLOCK
                 assert self.slots[slot] == (token_id, hash(tuple(sequence.request.encoder_token_ids)))
+        if self.scheduler.snapshots is not None:
+            self.run_states(plan)
+
+    def run_states(self, plan: list[ScheduledSequence]) -> None:
+        """As the runner does: copies into the sequences' slots, the step, copies out of them."""
+        for part in plan:
+            if part.state_from is not None:
+                self.states[part.sequence.slot] = self.states[part.state_from]
+        for part in plan:
+            sequence, start = part.sequence, part.sequence.num_computed_tokens
+            before = self.states[sequence.slot] if start else []
+            assert before == sequence.token_ids[:start], "a sequence goes on from a state that is not its own"
+            self.states[sequence.slot] = sequence.token_ids[: start + part.num_tokens]
+        for part in plan:
+            if part.state_to is not None:
+                assert part.state_to >= self.scheduler.max_num_seqs
+                self.states[part.state_to] = self.states[part.sequence.slot]
 
     def encode(self, sequence: Sequence, written: set[int]) -> None:
         token_ids = sequence.request.encoder_token_ids
@@ -81,6 +100,7 @@ def make_scheduler(
     budget: int = 16,
     beside: int = 8,
     window: int | None = None,
+    snapshots: int | None = None,
 ) -> Scheduler:
     return Scheduler(
         BlockPool(num_blocks, prefix_caching=caching),
@@ -89,6 +109,7 @@ def make_scheduler(
         max_num_batched_tokens=budget,
         max_prefill_tokens_beside_decode=beside,
         window=window,
+        num_snapshots=snapshots,
     )
 
 
@@ -154,12 +175,14 @@ requests = st.builds(
     budget=st.integers(6, 40),
     beside=st.integers(1, 16),
     window=st.none() | st.integers(1, 14),
+    snapshots=st.none() | st.integers(0, 6),
 )
 def test_every_sequence_ends_once_with_the_tokens_it_has_alone(
-    data, asked, spare_blocks, caching, seqs, budget, beside, window
+    data, asked, spare_blocks, caching, seqs, budget, beside, window, snapshots
 ) -> None:
     num_blocks = BlockReach(BLOCK, window).most_held(24, budget) + 3 + spare_blocks  # of the longest request
-    scheduler = make_scheduler(num_blocks, caching=caching, seqs=seqs, budget=budget, beside=beside, window=window)
+    options = {"caching": caching, "seqs": seqs, "budget": budget, "beside": beside, "window": window}
+    scheduler = make_scheduler(num_blocks, snapshots=snapshots, **options)
     model = FakeModel(scheduler)
     made = []
     for key, (prompt, max_tokens, n, priority, stop, encoder) in enumerate(asked):
