@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import torch
 
+from gpu_executor.layers.linear import Linear
 from gpu_executor.layers.mlp import GatedMlp, PlainMlp
 from gpu_executor.layers.moe import MoeMlp
 from gpu_executor.mixers.attention import AttentionMixer
 from gpu_executor.mixers.block_sparse_attention import BlockSparseMixer
 from gpu_executor.mixers.cross_attention import CrossAttention
+from gpu_executor.mixers.mamba import MambaMixer
 from gpu_executor.mixers.mla import MlaMixer
 from gpu_executor.models.block import BLOCKS, Block, FeedForward, Parts
 from gpu_executor.models.rope import RopeTables
@@ -17,6 +19,7 @@ from gpu_executor.models.spec import (
     Attention,
     BlockSparseAttention,
     DecoderSpec,
+    Mamba,
     Mixer,
     Mla,
     Mlp,
@@ -51,7 +54,7 @@ def build_block(decoder: DecoderSpec, index: int, weights: Weights, tables: Rope
 
 def _mixer(
     spec: Mixer | None, name: str, norm: Norm, weights: Weights, tables: RopeTables
-) -> AttentionMixer | BlockSparseMixer | MlaMixer | None:
+) -> AttentionMixer | BlockSparseMixer | MambaMixer | MlaMixer | None:
     """The mixer of a spec. Another kind of mixer joins as another case."""
     match spec:
         case None:
@@ -84,6 +87,21 @@ def _mixer(
                 q_norm=None if direct else weights.norm(f"{name}.q_norm", spec.norm),
                 kv_norm=weights.norm(f"{name}.kv_norm", spec.norm),
                 cos_sin=tables(spec.rope),
+            )
+        case Mamba():
+            norms = ("dt_norm", "b_norm", "c_norm") if spec.norm is not None else ()
+            return MambaMixer(
+                spec,
+                in_proj=weights.linear(f"{name}.in_proj"),
+                conv_weight=weights.get(f"{name}.conv.weight"),
+                conv_bias=weights.get(f"{name}.conv.bias"),
+                x_proj=weights.linear(f"{name}.x_proj"),
+                dt_proj=Linear(weights.get(f"{name}.dt_proj.weight")),
+                dt_bias=weights.get(f"{name}.dt_proj.bias"),
+                a=weights.get(f"{name}.a"),
+                d=weights.get(f"{name}.d"),
+                out_proj=weights.linear(f"{name}.out_proj"),
+                **{norm: weights.norm(f"{name}.{norm}", spec.norm) for norm in norms},
             )
     raise NotImplementedError(f"no mixer for {spec}")
 

@@ -179,6 +179,8 @@ def _fill_dummy(weights: Weights, seed: int) -> None:
         name, slot = item
         if "norm" in name:
             slot.fill_(1.0 if name.endswith("weight") else 0.0)
+        elif name.endswith(".mixer.a"):
+            slot.fill_(-1.0)  # a state space that does not decay grows without end
         else:
             for part in slot.view(-1).split(_DUMMY_BLOCK):
                 part.copy_(block[: part.numel()])

@@ -162,8 +162,9 @@ _PARTS: dict[type, _PartNames] = {
     Moe: _MOE,
 }
 
-# Below "layers.N.", whatever the model's number format: near ties must not flip by rounding.
-FLOAT32_NAMES = frozenset({"mlp.router.score_bias"})
+# Below "layers.N.", whatever the model's number format: near ties must not flip by rounding, and an error in how fast a
+# state decays adds up over all that it remembers.
+FLOAT32_NAMES = frozenset({"mlp.router.score_bias", "mixer.a", "mixer.d", "mixer.dt_proj.bias"})
 
 _EVERY_LAYER = "layers.*."
 ENCODER = "encoder."  # stands before the names of an encoder's tensors
@@ -209,6 +210,8 @@ def _find_in_layer(name: str, layer: Layer, hidden_size: int) -> tuple[Role, Sha
         return None
     role, shape_of = names[rest]
     if rest.startswith("shared") and spec.shared_size is None:
+        return None
+    if isinstance(spec, Mamba) and rest.endswith("_norm.weight") and (spec.norm is None or not spec.norm.affine):
         return None
     shape = shape_of(spec, hidden_size)
     return None if None in shape else (role, shape)

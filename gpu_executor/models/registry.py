@@ -44,18 +44,28 @@ class Architecture:
 
 
 _ARCHITECTURES: dict[str, Architecture] = {}
+_BY_KEYS: dict[frozenset[str], str] = {}
 
 
 def architecture(
-    *names: str, examples: str, tasks: tuple[str, ...] = ("generate",), inputs: tuple[str, ...] = ("text",)
+    *names: str,
+    examples: str,
+    tasks: tuple[str, ...] = ("generate",),
+    inputs: tuple[str, ...] = ("text",),
+    keys: tuple[str, ...] = (),
 ) -> Callable[[Family], Family]:
-    """Registers a family's function under the names that config.json files use; `examples` are models that people know."""
+    """Registers a family's function under the names that config.json files use; `examples` are models that people know.
+
+    A config that names no architecture is one of the first name if it holds all of `keys`.
+    """
 
     def register(resolve: Family) -> Family:
         family = resolve.__module__.rpartition(".")[2]
         for name in names:
             assert name not in _ARCHITECTURES, f"{name} is registered twice"
             _ARCHITECTURES[name] = Architecture(name, family, tasks, inputs, examples, resolve)
+        if keys:
+            _BY_KEYS[frozenset(keys)] = names[0]
         return resolve
 
     return register
@@ -70,7 +80,10 @@ def architectures() -> list[Architecture]:
 def resolve(config: ConfigReader) -> Resolved:
     """The family's reading of a config; raises UnknownArchitecture with the nearest names."""
     _load_families()
-    names = config.architectures
+    names = (
+        [] if config.has("architectures") else [name for keys, name in _BY_KEYS.items() if keys <= config.data.keys()]
+    )
+    names = names or config.architectures
     for name in names:
         if name in _ARCHITECTURES:
             return _ARCHITECTURES[name].resolve(config, name)
