@@ -18,9 +18,11 @@ def block_digest(parent: bytes, token_ids: Sequence[int]) -> bytes:
     return hashlib.sha256(parent + _int32_bytes(token_ids)).digest()
 
 
-def block_digests(token_ids: Sequence[int], block_size: int, salt: bytes = b"") -> Iterator[bytes]:
+def block_digests(
+    token_ids: Sequence[int], block_size: int, salt: bytes = b"", encoder_token_ids: Sequence[int] = ()
+) -> Iterator[bytes]:
     """Digests of the full blocks of `token_ids`, in order, each over all that came before it."""
-    digest = root_digest(salt)
+    digest = root_digest(salt, encoder_token_ids)
     for end in range(block_size, len(token_ids) + 1, block_size):
         digest = block_digest(digest, token_ids[end - block_size : end])
         yield digest

@@ -9,7 +9,8 @@ from forebay.errors import InvalidRequest
 from forebay.sampling_params import SamplingParams
 from forebay.v1 import generation_pb2, prompt_pb2
 
-# A text, token ids, `{"prompt": …}` or `{"prompt_token_ids": …}` as in vLLM, or the message itself.
+# A text, token ids, `{"prompt": …}` or `{"prompt_token_ids": …}` as in vLLM, or the message itself. For encoder-decoders
+# that is the encoder's, and the dictionaries take `decoder_prompt_token_ids` too.
 PromptInput = str | Sequence[int] | Mapping[str, Any] | prompt_pb2.Prompt
 Messages = Sequence[Mapping[str, Any]]
 
@@ -47,14 +48,26 @@ def to_prompt(prompt: PromptInput) -> prompt_pb2.Prompt:
     if isinstance(prompt, str):
         return prompt_pb2.Prompt(text=_checked_text(prompt, "prompt"))
     if isinstance(prompt, Mapping):
-        if prompt.keys() == {"prompt"} and isinstance(prompt["prompt"], str):
-            return to_prompt(prompt["prompt"])
-        if "prompt_token_ids" in prompt and prompt.keys() <= {"prompt", "prompt_token_ids"}:
-            return prompt_pb2.Prompt(token_ids=to_token_ids(prompt["prompt_token_ids"], "prompt_token_ids"))
-        raise _wrong("prompt", f"has the keys {', '.join(map(str, prompt))}; it can have prompt or prompt_token_ids")
+        return _dictionary_prompt(prompt)
     if isinstance(prompt, bytes) or not isinstance(prompt, Iterable):
         raise _wrong("prompt", f"is a {type(prompt).__name__}; it can be a text, token ids or a dictionary")
     return prompt_pb2.Prompt(token_ids=to_token_ids(prompt, "prompt"))
+
+
+def _dictionary_prompt(prompt: Mapping[str, Any]) -> prompt_pb2.Prompt:
+    keys = prompt.keys() - {"decoder_prompt_token_ids"}
+    if keys == {"prompt"} and isinstance(prompt["prompt"], str):
+        message = to_prompt(prompt["prompt"])
+    elif "prompt_token_ids" in keys and keys <= {"prompt", "prompt_token_ids"}:
+        message = prompt_pb2.Prompt(token_ids=to_token_ids(prompt["prompt_token_ids"], "prompt_token_ids"))
+    else:
+        found = ", ".join(map(str, prompt))
+        raise _wrong(
+            "prompt", f"has the keys {found}; it can have prompt or prompt_token_ids, and decoder_prompt_token_ids"
+        )
+    if (decoder := prompt.get("decoder_prompt_token_ids")) is not None:
+        message.decoder_token_ids.CopyFrom(to_token_ids(decoder, "decoder_prompt_token_ids"))
+    return message
 
 
 def to_token_ids(token_ids: Iterable[int], field: str) -> prompt_pb2.TokenIds:

@@ -186,6 +186,9 @@ class _Run:
         token_ids = preprocessor.encode(prompt)
         if proto.HasField("truncate_prompt_tokens"):
             token_ids = token_ids[-proto.truncate_prompt_tokens :]
+        encoder_token_ids: list[int] | None = None
+        if (decoder_token_ids := preprocessor.decoder_prompt(prompt)) is not None:
+            encoder_token_ids, token_ids = token_ids, decoder_token_ids
         resolved = resolve_sampling(
             proto,
             defaults=preprocessor.default_sampling,
@@ -196,7 +199,7 @@ class _Run:
         )
         sampling = read_sampling(resolved.executor, info.eos_token_ids, info.vocab_size)
         self.key, self._params, self.reported = number, params, False
-        self.request = Request(number, token_ids, sampling, priority=priority)
+        self.request = Request(number, token_ids, sampling, priority=priority, encoder_token_ids=encoder_token_ids)
         llm._engine.check(self.request)
         self._sequences = [
             _RunSequence(
@@ -267,7 +270,8 @@ class _Run:
                 )
                 for index, sequence in enumerate(self._sequences)
             ],
-            num_prompt_tokens=self.request.num_prompt_tokens,
+            encoder_prompt_token_ids=self.request.encoder_token_ids or None,
+            num_prompt_tokens=self.request.num_prompt_tokens + len(self.request.encoder_token_ids),
             num_cached_tokens=self.request.num_cached_tokens,
             seed=self.request.sampling.seed,
         )

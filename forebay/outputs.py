@@ -35,11 +35,12 @@ class RequestOutput:
 
     request_id: str
     prompt: str | None  # None unless the prompt was given as text
-    prompt_token_ids: list[int] | None  # None where only the server knows them
+    prompt_token_ids: list[int] | None  # of the decoder, if there is an encoder; None where only the server knows them
     outputs: list[CompletionOutput]  # by index
     prompt_logprobs: list[dict[int, Logprob] | None] | None = None  # the first token has none
+    encoder_prompt_token_ids: list[int] | None = None  # what the encoder read, offline and of models that have one
     finished: bool = True
-    num_prompt_tokens: int = 0
+    num_prompt_tokens: int = 0  # those of the encoder counted in
     num_cached_tokens: int = 0  # of the prompt, that the prefix cache held
     seed: int = 0  # what makes the random choices repeatable
 

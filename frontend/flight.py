@@ -46,6 +46,7 @@ class Flight:
         "cache_salt",
         "cached_prompt_tokens",
         "deadline",
+        "encoder_token_ids",
         "ended",
         "epoch",
         "handle",
@@ -74,7 +75,10 @@ class Flight:
         priority: int = 0,
         deadline: float | None = None,
         cache_salt: bytes = b"",
+        encoder_token_ids: Sequence[int] = (),
     ) -> None:
+        """`encoder_token_ids` is what the encoder of an encoder-decoder reads; the prompt is the decoder's then."""
+        self.encoder_token_ids = encoder_token_ids
         self.prompt_token_ids = prompt_token_ids
         self.sampling = sampling
         self.sink = sink
@@ -95,6 +99,11 @@ class Flight:
         self._prompt_parts: list[wire.PromptLogprobs] = []
         self._prompt_next = 1  # position of the next prompt log-probability; the first token has none
         self._prompt_end = len(prompt_token_ids) if sampling.HasField("prompt_logprobs") else 1
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Tokens of the prompt, those that an encoder reads counted in."""
+        return len(self.prompt_token_ids) + len(self.encoder_token_ids)
 
     @property
     def started(self) -> bool:
@@ -122,6 +131,7 @@ class Flight:
             sampling=self.sampling,
             priority=self.priority,
             cache_salt=self.cache_salt,
+            encoder_token_ids=self.encoder_token_ids,
         )
         if self.deadline is not None:
             submit.timeout_ms = max(1, int((self.deadline - time.monotonic()) * 1000))

@@ -39,14 +39,14 @@ class Generation:
         return api.StreamStart(
             request_id=self.request_id,
             seed=self.flight.sampling.seed,
-            prompt_tokens=len(self.flight.prompt_token_ids),
+            prompt_tokens=self.flight.num_prompt_tokens,
             prompt_logprobs=self.output.prompt_logprobs,
         )
 
     def usage(self) -> api.Usage:
         """What was counted up to now."""
         return api.Usage(
-            prompt_tokens=len(self.flight.prompt_token_ids),
+            prompt_tokens=self.flight.num_prompt_tokens,
             completion_tokens=self.output.num_tokens,
             cached_prompt_tokens=self.flight.cached_prompt_tokens or 0,
         )
@@ -195,6 +195,10 @@ class GenerationService:
         preprocessor = self._threads.preprocessor
         token_ids = _truncated(await self._threads.encode(request.prompt), request.sampling)
         check_token_ids(token_ids, facts.vocab_size, "prompt")
+        encoder_token_ids: list[int] = []
+        if (decoder_token_ids := preprocessor.decoder_prompt(request.prompt)) is not None:
+            check_token_ids(decoder_token_ids, facts.vocab_size, "prompt.decoder_token_ids")
+            encoder_token_ids, token_ids = token_ids, decoder_token_ids
         resolved = self._resolve_sampling(
             request.sampling,
             defaults=preprocessor.default_sampling,
@@ -214,7 +218,14 @@ class GenerationService:
             for _ in range(resolved.n)
         ]
         output = Output(texts, token_ids, max_unsent_bytes=max_unsent_bytes)
-        flight = Flight(token_ids, resolved.executor, output, priority=request.priority, deadline=deadline)
+        flight = Flight(
+            token_ids,
+            resolved.executor,
+            output,
+            priority=request.priority,
+            deadline=deadline,
+            encoder_token_ids=encoder_token_ids,
+        )
         output.awaits_prompt_logprobs = flight.awaits_prompt_logprobs
         return Generation(request_id, flight, output)
 

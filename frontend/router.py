@@ -74,7 +74,7 @@ class ExecutorLoad:
         """What it takes to serve the request here, in prompt tokens that must be computed before it is its turn."""
         num_sequences = self.num_own_sequences + self._num_others_sequences
         waiting = self._num_waiting_tokens + num_sequences * TOKENS_PER_SEQUENCE
-        return waiting + len(flight.prompt_token_ids) - self._num_cached_tokens(flight)
+        return waiting + flight.num_prompt_tokens - self._num_cached_tokens(flight)
 
     def expect(self, flight: Flight) -> None:
         """Notes that the request was sent here, so that its prefix is in the cache soon."""
@@ -91,7 +91,8 @@ def prefix_hashes(flight: Flight, block_size: int) -> list[int]:
     """Short hashes of the prompt's full blocks, computed once per request and block size."""
     hashes = flight.hashes.get(block_size)
     if hashes is None:
-        digests = block_digests(flight.prompt_token_ids[:MAX_PREFIX_TOKENS], block_size, flight.cache_salt)
+        prompt = flight.prompt_token_ids[:MAX_PREFIX_TOKENS]
+        digests = block_digests(prompt, block_size, flight.cache_salt, flight.encoder_token_ids)
         hashes = flight.hashes[block_size] = [short_hash(digest) for digest in digests]
     return hashes
 

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from forebay.errors import CheckpointError
 from forebay.v1 import sampling_pb2
 from preprocess.tokenizer import TextTokenizer
 
@@ -47,6 +48,20 @@ def eos_token_ids(
     name = tokenizer.named_tokens.get("eos_token") if tokenizer else None
     own = tokenizer.backend.token_to_id(name) if tokenizer and name else None
     return tuple(dict.fromkeys([*found, *([] if own is None else [own])]))
+
+
+def decoder_start_token_id(generation_config: dict[str, Any], config: dict[str, Any]) -> int | None:
+    """The id that the decoder of an encoder-decoder begins with; None for other models.
+
+    Raises CheckpointError if an encoder-decoder's files name none.
+    """
+    if config.get("is_encoder_decoder") is not True:
+        return None
+    for name in ("decoder_start_token_id", "bos_token_id"):
+        for source in (generation_config, config):
+            if ids := _ids(source.get(name)):
+                return ids[0]
+    raise CheckpointError("config.json is of an encoder-decoder and has no decoder_start_token_id")
 
 
 def _ids(value: Any) -> list[int]:

@@ -12,7 +12,7 @@ from forebay.errors import FailedPrecondition, InvalidRequest
 from forebay.v1 import prompt_pb2, sampling_pb2
 from forebay.v1.errors_pb2 import ErrorReason
 from preprocess.chat import ChatTemplate
-from preprocess.generation_config import default_sampling, eos_token_ids
+from preprocess.generation_config import decoder_start_token_id, default_sampling, eos_token_ids
 from preprocess.template_renderer import TemplateSyntaxError, shared_renderer
 from preprocess.tokenizer import TextTokenizer, need_tokenizer
 from preprocess.tokenizer_files import load_tokenizer, read_json
@@ -30,20 +30,22 @@ class Preprocessor:
         *,
         eos_token_ids: tuple[int, ...] = (),
         default_sampling: sampling_pb2.SamplingParams | None = None,
+        decoder_start_token_id: int | None = None,
         template_problem: str = "the model's tokenizer comes without a chat template: send text or token ids",
     ) -> None:
         self._text = text_tokenizer
         self._chat = chat_template
         self._template_problem = template_problem
         self.eos_token_ids = eos_token_ids
+        self._decoder_start_token_id = decoder_start_token_id
         self.default_sampling = default_sampling or sampling_pb2.SamplingParams()
 
     @classmethod
     def load(cls, folder: Path, *, tokenizer_folder: Path | None = None) -> Preprocessor:
         """Reads a checkpoint folder; one without tokenizer files serves token ids only.
 
-        Raises CheckpointError for files that cannot be read, and FailedPrecondition for a tokenizer that cannot be
-        converted and for a chat template that costs too much.
+        Raises CheckpointError for files that cannot be read or lack what must be there, and FailedPrecondition for a
+        tokenizer that cannot be converted and for a chat template that costs too much.
         """
         text_folder = Path(tokenizer_folder or folder)
         tokenizer = load_tokenizer(text_folder)
@@ -60,6 +62,7 @@ class Preprocessor:
             chat,
             eos_token_ids=eos_token_ids(generation, config, tokenizer),
             default_sampling=default_sampling(generation),
+            decoder_start_token_id=decoder_start_token_id(generation, config),
             **problem,
         )
 
@@ -102,6 +105,19 @@ class Preprocessor:
         tokenizer = need_tokenizer(self._text)
         self._check_length([prompt.text], max_tokens)
         return _not_empty(tokenizer.encode_user_text(prompt.text, add_special_tokens=add_special_tokens))
+
+    def decoder_prompt(self, prompt: prompt_pb2.Prompt) -> list[int] | None:
+        """What an encoder-decoder's decoder begins with, while its encoder reads what `encode` gives; None for other models.
+
+        Raises InvalidRequest if another model is given ids for a decoder.
+        """
+        given, start = list(prompt.decoder_token_ids.ids), self._decoder_start_token_id
+        if start is None:
+            if prompt.HasField("decoder_token_ids"):
+                problem = "this model has no encoder, and so no prompt of the decoder beside the prompt"
+                raise InvalidRequest(problem, fields=(("prompt.decoder_token_ids", "must be absent for this model"),))
+            return None
+        return given if given[:1] == [start] else [start, *given]
 
     def render_chat(self, chat: prompt_pb2.Chat) -> tuple[str, list[int]]:
         """The conversation as the chat template writes it, and its ids; raises as `encode`."""

@@ -47,6 +47,9 @@ class FakePreprocessor:
             raise InvalidRequest("the prompt is empty", ErrorReason.ERROR_REASON_EMPTY_PROMPT)
         return token_ids
 
+    def decoder_prompt(self, prompt: prompt_pb2.Prompt) -> list[int] | None:
+        return None
+
     def render_chat(self, chat: prompt_pb2.Chat) -> tuple[str, list[int]]:
         raise FailedPrecondition("no chat template", ErrorReason.ERROR_REASON_CHAT_TEMPLATE)
 

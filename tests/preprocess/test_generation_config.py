@@ -7,8 +7,9 @@ import math
 
 import pytest
 
+from forebay.errors import CheckpointError
 from forebay.v1 import sampling_pb2
-from preprocess.generation_config import default_sampling, eos_token_ids
+from preprocess.generation_config import decoder_start_token_id, default_sampling, eos_token_ids
 from preprocess.tokenizer import TextTokenizer
 from tests.preprocess.tokenizer_zoo import tokenizer_of
 
@@ -103,3 +104,22 @@ def test_the_tokenizers_own_end_counts_too_and_once():
 def test_end_that_the_vocabulary_does_not_have_is_none():
     assert eos_token_ids({}, {}, tokenizer_with(eos_token="<|nowhere|>")) == ()
     assert eos_token_ids({}, {}, tokenizer_with()) == ()
+
+
+@pytest.mark.parametrize(
+    ("generation", "config", "expected"),
+    [
+        ({}, {"decoder_start_token_id": 2, "bos_token_id": 0}, 2),
+        ({"decoder_start_token_id": 3}, {"decoder_start_token_id": 2}, 3),
+        ({"bos_token_id": 5}, {"bos_token_id": 0}, 5),
+        ({"decoder_start_token_id": None}, {"decoder_start_token_id": 0}, 0),
+    ],
+)
+def test_the_decoder_starts_with_what_transformers_starts_it_with(generation, config, expected):
+    assert decoder_start_token_id(generation, {"is_encoder_decoder": True, **config}) == expected
+    assert decoder_start_token_id(generation, config) is None
+
+
+def test_an_encoder_decoder_without_a_start_token_is_refused():
+    with pytest.raises(CheckpointError, match="decoder_start_token_id"):
+        decoder_start_token_id({}, {"is_encoder_decoder": True})
