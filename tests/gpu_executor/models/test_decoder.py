@@ -122,6 +122,9 @@ LAYOUTS = {
         for name in ("bias", "masked_bias", "rotary_emb.inv_freq")}),
     "gpt-neox-with-another-name-of-the-head": ("gpt-neox", lambda t: _without(t, "embed_out.weight") | {
         "lm_head.weight": t["embed_out.weight"]}),
+    "mamba-without-prefix": ("mamba", lambda t: _without_prefix(t, "backbone.")),
+    "mamba-with-the-tied-head-stored-again": ("mamba", lambda t: t | {"lm_head.weight": t["backbone.embeddings.weight"] + 1}),
+    "jamba-without-prefix": ("jamba-one-expert-tied", lambda t: _without_prefix(t, "model.")),
     "bloom-official": ("bloom", lambda t: _without_prefix(t, "transformer.")),
     "bloom-fine-tuned": ("bloom", lambda t: t | {"lm_head.weight": t["transformer.word_embeddings.weight"].clone()}),
     "falcon-with-the-head-and-inv-freq": ("falcon-7b", lambda t: t | {
@@ -168,6 +171,7 @@ def test_pickled_weights_are_the_same_model(tmp_path: Path, zipped: bool) -> Non
 @pytest.mark.parametrize("name", [
     "llama", "mistral-window", "qwen2", "gpt2", "gemma2", "cohere-norms-of-heads", "olmo2", "phi3-window", "persimmon", "gpt-neox",
     "bloom", "opt-350m", "mixtral", "qwen2-moe", "deepseek-v2-all-dense", "deepseek-v3", "minicpm3",
+    "falcon-mamba", "jamba",
 ])  # fmt: skip
 def test_half_precision_is_as_near_as_that_of_transformers(tmp_path: Path, name: str, dtype: torch.dtype) -> None:
     case = case_of(name)
