@@ -89,7 +89,8 @@ def read_config(config: type[C], arguments: argparse.Namespace, environ: Mapping
         elif (variable := f"FOREBAY_{name.upper()}") in environ:
             values[name] = _coerce(name, environ[variable], base, f"environment variable {variable}")
         elif _default(field) is dataclasses.MISSING:
-            raise ConfigError(f"{_flag(name)} is missing: {field.metadata['help']}")
+            shown = field.metadata["metavar"] if field.metadata["positional"] else _flag(name)
+            raise ConfigError(f"{shown} is missing: {field.metadata['help']}")
         if field.metadata["choices"] and values.get(name) not in (None, *field.metadata["choices"]):
             raise ConfigError(f"{_flag(name)} is {values[name]!r}; it can be {', '.join(field.metadata['choices'])}")
     try:

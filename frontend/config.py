@@ -15,7 +15,7 @@ MODEL_NAME = re.compile(r"[A-Za-z0-9._/:@-]{1,256}")
 class FrontendConfig:
     """The settings of one frontend process. Raises ValueError, naming the flag, for a value that cannot be."""
 
-    model: str = setting(help="model folder, or a name on the Hugging Face hub", positional=True)
+    model: str = setting(help="model folder, or a name on the Hugging Face hub", positional=True, metavar="MODEL")
     executors: str = setting(
         help="where the executors are: host:port,… or dns:///name:port, whose addresses are looked up again and again",
         metavar="HOST:PORT,…",

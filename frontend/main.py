@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import logging
@@ -13,6 +12,7 @@ import sys
 import uuid
 from pathlib import Path
 
+from forebay.cli.parser import VerbParser
 from forebay.errors import EXIT_BAD_CONFIG, ForebayError
 from forebay.executor.v1 import executor_pb2 as wire
 from forebay.fingerprint import PROCESSOR_VERSION, model_digest, tokenizer_digest
@@ -29,10 +29,10 @@ from preprocess.preprocessor import Preprocessor
 logger = logging.getLogger(__name__)
 
 DESCRIPTION = """\
-The CPU tier of Forebay: takes text, chat and token ids over gRPC, tokenizes them, and has executors generate.
+The CPU tier of Forebay: takes text, chat and token ids over gRPC, tokenizes them, and has executors generate. Executors
+can also be found by a name that is looked up again and again, as of a headless service in Kubernetes:
 
-  python -m frontend.main MODEL --executors localhost:50061,localhost:50062
-  python -m frontend.main MODEL --executors dns:///executors.default.svc:50061 --host 0.0.0.0
+  forebay frontend MODEL --executors dns:///executors.default.svc:50061 --host 0.0.0.0
 
 Every setting is also an environment variable (FOREBAY_MAX_QUEUE_SIZE) and a key of the file given with --config.
 SIGTERM drains: what runs finishes within --drain-grace-s, what is new is refused; a second SIGTERM exits at once."""
@@ -98,9 +98,7 @@ async def serve(config: FrontendConfig) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="forebay frontend", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = VerbParser("frontend", DESCRIPTION)
     add_flags(parser, FrontendConfig)
     parsed = parser.parse_args(arguments)
     try:

@@ -64,6 +64,14 @@ def with_settings_file(text: str) -> Callable[[Path], list[str]]:
 
 
 BAD: dict[str, tuple[Callable[[Path], list[str]], str]] = {
+    "no-model": (lambda folder: ["--executors", "a:1"], "MODEL is missing: model folder, or a name on the"),
+    "no-such-flag": (
+        lambda folder: [str(folder), "--prot", "1"],
+        "--prot 1; `forebay frontend --help` lists the flags",
+    ),
+    "shortened": (lambda folder: [str(folder), "--max-queue", "1"], "unrecognized arguments: --max-queue 1"),
+    "no-number": (lambda folder: [str(folder), "--port", "x"], "argument --port: invalid int value: 'x'"),
+    "no-level": (lambda folder: [str(folder), "--log-level", "loud"], "argument --log-level: invalid choice: 'loud'"),
     "no-executors": (lambda folder: [str(folder)], "--executors is missing: where the executors are"),
     "executors": (lambda folder: [str(folder), "--executors", "a"], "--executors: 'a' is not host:port"),
     "served-name": (
@@ -156,3 +164,15 @@ def test_help_has_every_setting_and_no_line_that_wraps(
             assert f"\n  --{name.replace('_', '-')}" in text, name
     assert max(map(len, text.splitlines())) <= 120
     assert "None" not in text and "MISSING" not in text and "()" not in text
+
+
+def test_examples_of_the_help_can_be_run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    text = help_text(capsys, monkeypatch)
+    assert text.startswith("usage: forebay frontend [-h] ") and "[MODEL]\n" in text
+    examples = [line.split() for line in text.splitlines() if line.startswith("  forebay frontend ")]
+    assert len(examples) == 2
+    for _, _, *arguments in examples:
+        begun: list[FrontendConfig] = []
+        monkeypatch.setattr(module, "serve", lambda config, begun=begun: begun.append(config))
+        monkeypatch.setattr(module.asyncio, "run", lambda nothing: None)
+        assert module.main(arguments) == 0 and begun[0].model == arguments[0]
