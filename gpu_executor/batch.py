@@ -31,12 +31,13 @@ class CrossBatch:
     """What the R sequences of a step read of an encoder's output, and what the encoder computes of it in this step.
 
     The keys of sequence r are those of its seq_lens[r] encoder tokens, in the blocks block_table[r]. `encoder` holds the
-    tokens of the sequences that begin, in blocks of a cache that lives for the step alone; what cross attention makes of
-    their row t goes to slot slot_mapping[t] of the decoder's caches.
+    tokens of the sequences that begin, in the num_encoder_blocks blocks of a cache that lives for the step alone; what
+    cross attention makes of their row t goes to slot slot_mapping[t] of the decoder's caches.
     """
 
     seq_lens: torch.Tensor  # (R,) int32
     block_table: torch.Tensor  # (R, M') int32
     block_size: int
     encoder: Batch | None = None
+    num_encoder_blocks: int = 0
     slot_mapping: torch.Tensor | None = None  # (T',) int64

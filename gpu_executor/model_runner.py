@@ -135,24 +135,25 @@ class ModelRunner:
         lengths = np.fromiter((len(part.sequence.request.encoder_token_ids) for part in plan), np.int32, len(plan))
         table = self._encoder_tables[slots, : -(-int(lengths.max()) // size)]
         beginning = [i for i, part in enumerate(plan) if part.encodes]
-        encoder = slot_mapping = None
-        if beginning:
-            inputs = [plan[i].sequence.request.encoder_token_ids for i in beginning]
-            counts = lengths[beginning]
-            rows = np.repeat(np.arange(len(inputs)), counts)  # (T',)
-            positions = np.concatenate([np.arange(count) for count in counts])  # (T',)
-            own_table = np.arange(len(inputs) * table.shape[1], dtype=np.int32).reshape(len(inputs), -1)
-            slot_mapping = self._tensor(_slots(table[beginning], rows, positions, size))
-            encoder = Batch(
-                token_ids=self._tensor(np.concatenate(inputs).astype(np.int64)),
-                positions=self._tensor(positions),
-                query_start=self._tensor(np.concatenate(([0], counts.cumsum())).astype(np.int32)),
-                seq_lens=self._tensor(counts),
-                block_table=self._tensor(own_table),
-                state_slots=self._tensor(slots[beginning]),
-                slot_mapping=self._tensor(_slots(own_table, rows, positions, size)),
-            )
-        return CrossBatch(self._tensor(lengths), self._tensor(table), size, encoder, slot_mapping)
+        if not beginning:
+            return CrossBatch(self._tensor(lengths), self._tensor(table), size)
+        counts = lengths[beginning]
+        rows = np.repeat(np.arange(len(beginning)), counts)  # (T',)
+        positions = np.concatenate([np.arange(count) for count in counts])  # (T',)
+        ends = (-(-counts // size)).cumsum()  # of each encoder's blocks in the step's own cache, one after the other
+        own_table = np.concatenate(([0], ends[:-1]))[:, None] + np.arange(-(-int(counts.max()) // size))
+        own_table = np.minimum(own_table, ends[-1] - 1).astype(np.int32)  # past a row's end it must be readable
+        encoder = Batch(
+            token_ids=self._tensor(np.concatenate([plan[i].sequence.request.encoder_token_ids for i in beginning])),
+            positions=self._tensor(positions),
+            query_start=self._tensor(np.concatenate(([0], counts.cumsum())).astype(np.int32)),
+            seq_lens=self._tensor(counts),
+            block_table=self._tensor(own_table),
+            state_slots=self._tensor(slots[beginning]),
+            slot_mapping=self._tensor(_slots(own_table, rows, positions, size)),
+        )
+        slot_mapping = self._tensor(_slots(table[beginning], rows, positions, size))
+        return CrossBatch(self._tensor(lengths), self._tensor(table), size, encoder, int(ends[-1]), slot_mapping)
 
     def _tensor(self, array: np.ndarray) -> torch.Tensor:
         tensor = torch.from_numpy(array)

@@ -49,9 +49,8 @@ class Decoder:
         The encoder's own keys and values live as long as this call, in one cache that its layers use one after the other.
         """
         assert self._encoder is not None and cross.slot_mapping is not None
-        num_blocks, block_size = inputs.block_table.numel(), cross.block_size
         scratch = {
-            layout: layout.allocate(num_blocks, block_size, 0, dtype=self.dtype, device=self.device)
+            layout: layout.allocate(cross.num_encoder_blocks, cross.block_size, 0, dtype=self.dtype, device=self.device)
             for layout in set(self._encoder.state_layouts)
         }
         encoded = self._encoder(inputs, [scratch[layout] for layout in self._encoder.state_layouts])
