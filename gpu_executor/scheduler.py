@@ -409,8 +409,8 @@ class Scheduler:
 
     @property
     def num_waiting_tokens(self) -> int:
-        """Tokens of waiting sequences, all of which may have to be computed."""
-        return sum(sequence.num_tokens for sequence in self.waiting)
+        """Tokens of waiting sequences and of their encoders, all of which may have to be computed."""
+        return sum(sequence.num_tokens + len(sequence.request.encoder_token_ids) for sequence in self.waiting)
 
     def check(self) -> None:
         """Raises AssertionError when the ledger, the queues and the blocks disagree; for tests and debugging."""
