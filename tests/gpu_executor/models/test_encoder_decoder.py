@@ -6,6 +6,7 @@ Alone, in a mixed batch, in chunks, after preemption, with a warm prefix cache, 
 from __future__ import annotations
 
 import dataclasses
+import json
 import random
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ import transformers
 from forebay.errors import CheckpointError, InvalidRequest
 from gpu_executor.config import ExecutorConfig
 from gpu_executor.engine import Engine
+from gpu_executor.models import registry
+from gpu_executor.models.config_reader import ConfigReader
 from gpu_executor.request import Request, Sampling
 from gpu_executor.startup import build_engine
 from tests.gpu_executor.models.checkpoints import Case, hub_tensors, tiny_model, write
@@ -309,3 +312,37 @@ def test_a_missing_tensor_is_named(tmp_path: Path, name: str) -> None:
             "encoder_attn_layer_norm": "layers.0.cross_norm.bias"}[name.split(".")[-2]]  # fmt: skip
     with pytest.raises(CheckpointError, match=f"no tensor for {side}{part}"):
         engine_of(Reference(tmp_path, [], [], []))
+
+
+# Keys that concern the maths have the released values; those of 2019 that nobody reads stand for all of their kind.
+RELEASED = {
+    "bart-base": {
+        "activation_function": "gelu", "add_bias_logits": False, "add_final_layer_norm": False, "architectures": ["BartModel"],
+        "bos_token_id": 0, "d_model": 768, "decoder_attention_heads": 12, "decoder_ffn_dim": 3072, "decoder_layers": 6,
+        "decoder_start_token_id": 2, "encoder_attention_heads": 12, "encoder_ffn_dim": 3072, "encoder_layers": 6,
+        "eos_token_id": 2, "forced_eos_token_id": 2, "is_encoder_decoder": True, "max_position_embeddings": 1024,
+        "model_type": "bart", "normalize_before": False, "normalize_embedding": True, "pad_token_id": 1,
+        "scale_embedding": False, "vocab_size": 50265},
+    "bart-large-cnn": {
+        "activation_function": "gelu", "architectures": ["BartForConditionalGeneration"], "bos_token_id": 0, "d_model": 1024,
+        "decoder_attention_heads": 16, "decoder_ffn_dim": 4096, "decoder_layers": 12, "decoder_start_token_id": 2,
+        "encoder_attention_heads": 16, "encoder_ffn_dim": 4096, "encoder_layers": 12, "eos_token_id": 2,
+        "forced_bos_token_id": 0, "is_encoder_decoder": True, "max_position_embeddings": 1024, "model_type": "bart",
+        "no_repeat_ngram_size": 3, "pad_token_id": 1, "scale_embedding": False, "vocab_size": 50264},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RELEASED)
+def test_released_configs_and_what_transformers_saves_of_them_are_the_same_model(tmp_path: Path, name: str) -> None:
+    config = RELEASED[name]
+    spec = registry.resolve(ConfigReader(config)).spec
+    transformers.BartConfig.from_dict(config).save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text()) | {"architectures": config["architectures"]}
+    assert registry.resolve(ConfigReader(saved)).spec == spec
+    for stack in (spec.decoder, spec.encoder):
+        assert stack.positions.num_positions == spec.max_model_len == spec.max_encoder_len == 1024
+        assert stack.tied and stack.embed_scale == 1.0 and len(stack.layers) == config["decoder_layers"]
+        assert {layer.mixer.head_dim for layer in stack.layers} == {64}
+        assert all(
+            (layer.mixer.causal, layer.cross is not None) == (stack is spec.decoder,) * 2 for layer in stack.layers
+        )
