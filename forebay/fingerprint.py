@@ -13,6 +13,7 @@ PROCESSOR_VERSION = 0  # no media yet
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
     "vocab.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "chat_template.jinja", "chat_template.json",
+    "qwen.tiktoken", "cl100k_base.tiktoken",
 )  # fmt: skip
 
 

@@ -24,7 +24,8 @@ class LLM:
     """A model in this process. Use it from one thread at a time, and close it (or use `with`) to free its memory.
 
     Arguments have vLLM's names and meanings; see `forebay executor --help`. A folder without a tokenizer serves token
-    ids. Raises NotOffered for a task or an architecture that is not served, CheckpointError for files that cannot be read.
+    ids. Code of a checkpoint is never run: `trust_remote_code` is accepted for checkpoints that do without. Raises
+    NotOffered for a task, architecture or tokenizer that is not served, CheckpointError for files that cannot be read.
     """
 
     def __init__(
@@ -33,6 +34,7 @@ class LLM:
         *,
         task: str = "generate",
         tokenizer: str | None = None,
+        trust_remote_code: bool = False,
         revision: str | None = None,
         download_dir: str | None = None,
         dtype: str = "auto",
@@ -64,7 +66,9 @@ class LLM:
             resolve_model(tokenizer, revision=None, download_dir=download_dir, weights=False) if tokenizer else None
         )
         self._show_progress = not disable_tqdm
-        self._preprocessor = Preprocessor.load(Path(folder), tokenizer_folder=tokenizer_folder)
+        self._preprocessor = Preprocessor.load(
+            Path(folder), tokenizer_folder=tokenizer_folder, trust_remote_code=trust_remote_code
+        )
         config = ExecutorConfig(
             model=str(folder), dtype=dtype, load_format=load_format, device=device, hf_overrides=hf_overrides,
             max_model_len=max_model_len, max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens,

@@ -26,6 +26,11 @@ class FrontendConfig:
         (), help="names that clients may ask for, comma-separated (default: the model's own name)", metavar="NAME,…"
     )
     tokenizer: str | None = setting(None, help="folder or hub name of the tokenizer, if it is not with the model")
+    trust_remote_code: bool = setting(
+        False,
+        help="accepted for checkpoints that elsewhere need it; code of a checkpoint is never run, so that a tokenizer "
+        "which only its own code reads is refused with NOT_OFFERED",
+    )
     revision: str | None = setting(None, help="branch, tag or commit on the hub", metavar="REV")
     download_dir: str | None = setting(
         None, help="where downloads are kept (default: the hub's own cache)", metavar="DIR"

@@ -60,7 +60,9 @@ def load_model_folder(config: FrontendConfig) -> tuple[Path, ServedModel, wire.F
         tokenizer_folder = resolve_model(
             config.tokenizer, revision=config.revision, download_dir=config.download_dir, weights=False
         )
-    preprocessor = Preprocessor.load(folder, tokenizer_folder=tokenizer_folder)
+    preprocessor = Preprocessor.load(
+        folder, tokenizer_folder=tokenizer_folder, trust_remote_code=config.trust_remote_code
+    )
     architecture_config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     architectures = architecture_config.get("architectures") or [""]
     names = config.served_model_name or (folder.name if Path(config.model).is_dir() else config.model,)

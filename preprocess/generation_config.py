@@ -45,9 +45,9 @@ def eos_token_ids(
     text_config = config.get("text_config")
     sources = (generation_config, config, text_config if isinstance(text_config, dict) else {})
     found = next((ids for source in sources if (ids := _ids(source.get("eos_token_id")))), [])
-    name = tokenizer.named_tokens.get("eos_token") if tokenizer else None
-    own = tokenizer.backend.token_to_id(name) if tokenizer and name else None
-    return tuple(dict.fromkeys([*found, *([] if own is None else [own])]))
+    names = [tokenizer.named_tokens.get("eos_token"), *tokenizer.end_tokens] if tokenizer else []
+    own = [tokenizer.backend.token_to_id(name) for name in names if name]
+    return tuple(dict.fromkeys([*found, *(token_id for token_id in own if token_id is not None)]))
 
 
 def decoder_start_token_id(generation_config: dict[str, Any], config: dict[str, Any]) -> int | None:

@@ -13,9 +13,10 @@ from forebay.v1 import prompt_pb2, sampling_pb2
 from forebay.v1.errors_pb2 import ErrorReason
 from preprocess.chat import ChatTemplate
 from preprocess.generation_config import decoder_start_token_id, default_sampling, eos_token_ids
+from preprocess.json_files import read_json
 from preprocess.template_renderer import TemplateSyntaxError, shared_renderer
 from preprocess.tokenizer import TextTokenizer, need_tokenizer
-from preprocess.tokenizer_files import load_tokenizer, read_json
+from preprocess.tokenizer_files import load_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -41,14 +42,17 @@ class Preprocessor:
         self.default_sampling = default_sampling or sampling_pb2.SamplingParams()
 
     @classmethod
-    def load(cls, folder: Path, *, tokenizer_folder: Path | None = None) -> Preprocessor:
+    def load(
+        cls, folder: Path, *, tokenizer_folder: Path | None = None, trust_remote_code: bool = False
+    ) -> Preprocessor:
         """Reads a checkpoint folder; one without tokenizer files serves token ids only.
 
         Raises CheckpointError for files that cannot be read or lack what must be there, and FailedPrecondition for a
-        tokenizer that cannot be converted and for a chat template that costs too much.
+        tokenizer that cannot be converted and for a chat template that costs too much. With `trust_remote_code`, a
+        tokenizer that is code of the folder raises NotOffered: no such code is ever run.
         """
         text_folder = Path(tokenizer_folder or folder)
-        tokenizer = load_tokenizer(text_folder)
+        tokenizer = load_tokenizer(text_folder, trust_remote_code=trust_remote_code)
         config, generation = read_json(Path(folder) / "config.json"), read_json(Path(folder) / "generation_config.json")
         chat, problem = None, {}
         if tokenizer is not None and tokenizer.chat_template:

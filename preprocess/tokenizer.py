@@ -32,13 +32,20 @@ class TextTokenizer:
     """A tokenizer with what chat templates need of it. Threads may share one."""
 
     def __init__(
-        self, backend: tokenizers.Tokenizer, *, named_tokens: dict[str, str], chat_template: str | None
+        self,
+        backend: tokenizers.Tokenizer,
+        *,
+        named_tokens: dict[str, str],
+        chat_template: str | None,
+        end_tokens: tuple[str, ...] = (),
     ) -> None:
+        """`end_tokens` end an answer, besides the eos_token of `named_tokens`."""
         backend.no_truncation()  # a length written into tokenizer.json would cut prompts in silence
         backend.no_padding()
         self.backend = backend
         self.named_tokens = named_tokens
         self.chat_template = chat_template
+        self.end_tokens = end_tokens
         added = backend.get_added_tokens_decoder()
         self._controls = {i: token for i, token in added.items() if token.special or _looks_like_control(token.content)}
         self.vocab_size = max(backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1

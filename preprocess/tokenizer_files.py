@@ -1,24 +1,26 @@
 """Owns how the files of a checkpoint folder become a tokenizer: without torch, and without running code of its own.
 
-`AutoTokenizer` imports torch wherever it is installed, so it is not used: tokenizer.json is read as it is, and older
-files are converted by the tokenizer class that the checkpoint names.
+`AutoTokenizer` imports torch wherever it is installed, so it is not used: tokenizer.json is read as it is, the files of
+tokenizers that only code of the repository reads are read by preprocess/tokenizer_adapters/, and other older files are
+converted by the tokenizer class of transformers that the checkpoint names.
 """
 
 from __future__ import annotations
 
 import importlib
-import json
 import logging
 import re
 from pathlib import Path
-from typing import Any
 
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
-from forebay.errors import CheckpointError, FailedPrecondition
+from forebay.errors import CheckpointError, FailedPrecondition, NotOffered
 from forebay.v1.errors_pb2 import ErrorReason
+from preprocess.json_files import read_json
 from preprocess.tokenizer import TextTokenizer
+from preprocess.tokenizer_adapters.adapter import adapt_tokenizer
+from preprocess.tokenizer_adapters.recipes import own_code
 
 logger = logging.getLogger(__name__)
 
@@ -33,15 +35,19 @@ _OLDER_FILES = (
 )
 
 
-def load_tokenizer(folder: Path) -> TextTokenizer | None:
+def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> TextTokenizer | None:
     """The tokenizer of a folder; None if the folder has no tokenizer files at all.
 
-    Raises CheckpointError for a file that cannot be read, and FailedPrecondition (NO_TOKENIZER) where the files are of
-    a kind that cannot be converted.
+    Raises CheckpointError for a file that cannot be read, FailedPrecondition (NO_TOKENIZER) where the files are of a kind
+    that cannot be converted, and NotOffered where only code of the folder could read them and `trust_remote_code` asks
+    for it to be run.
     """
     if (folder / "tokenizer.json").is_file():
         kinds: list[type] = [PreTrainedTokenizerFast]
     else:
+        if adapted := adapt_tokenizer(folder):
+            return adapted
+        _refuse_own_code(folder, trust_remote_code)
         found = [(names, kind) for names, kind in _OLDER_FILES if all((folder / name).is_file() for name in names)]
         if not found:
             return None
@@ -55,17 +61,25 @@ def load_tokenizer(folder: Path) -> TextTokenizer | None:
     )
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object of the checkpoint; empty if there is no such file."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path.name} of the checkpoint cannot be read: {error}") from error
-    if not isinstance(data, dict):
-        raise CheckpointError(f"{path.name} of the checkpoint is not a JSON object")
-    return data
+def _refuse_own_code(folder: Path, trust_remote_code: bool) -> None:
+    """Raises where the tokenizer is code of the folder, which transformers does not have."""
+    name = own_code(read_json(folder / "tokenizer_config.json"))
+    if name is None or _classes([name]):
+        return
+    remedy = (
+        "save it once elsewhere with AutoTokenizer.from_pretrained(..., trust_remote_code=True).save_pretrained(...) to get "
+        "a tokenizer.json, or give another folder with --tokenizer"
+    )
+    if trust_remote_code:
+        raise NotOffered(
+            f"the tokenizer {name} is code of the checkpoint, and running it is not offered: --trust-remote-code serves "
+            f"only checkpoints that do without; {remedy}"
+        )
+    raise FailedPrecondition(
+        f"the checkpoint has no tokenizer.json, and its tokenizer {name} is code of its own, as --trust-remote-code is for; "
+        f"no such code is run here: {remedy}",
+        ErrorReason.ERROR_REASON_NO_TOKENIZER,
+    )
 
 
 def _load(folder: Path, kinds: list[type]) -> PreTrainedTokenizerFast:

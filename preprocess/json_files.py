@@ -1,0 +1,22 @@
+"""Owns how JSON files of a checkpoint are read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from forebay.errors import CheckpointError
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object of the checkpoint; empty if there is no such file."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path.name} of the checkpoint cannot be read: {error}") from error
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{path.name} of the checkpoint is not a JSON object")
+    return data
