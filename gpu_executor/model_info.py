@@ -49,11 +49,15 @@ def eos_token_ids(folder: Path, config: dict[str, Any]) -> tuple[int, ...]:
 
 
 def first_token_id(folder: Path, config: dict[str, Any]) -> int | None:
-    """The token that follows a decoder prompt of one token, whatever the model says: forced_bos_token_id."""
-    for source in (_read_json(folder / "generation_config.json") or {}, config):
-        if isinstance(value := source.get("forced_bos_token_id"), int):
-            return value
-    return None
+    """The token that follows a decoder prompt of one token, whatever the model says: forced_bos_token_id.
+
+    As in transformers, a generation_config.json stands for config.json whole: without the key, nothing is forced.
+    """
+    source = _read_json(folder / "generation_config.json")
+    source = config if source is None else source
+    if source.get("forced_bos_token_id") is None and source.get("force_bos_token_to_be_generated") is True:
+        return source.get("bos_token_id")  # how the first releases said it
+    return source.get("forced_bos_token_id")
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

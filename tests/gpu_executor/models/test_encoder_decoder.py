@@ -18,6 +18,7 @@ import transformers
 from forebay.errors import CheckpointError, InvalidRequest
 from gpu_executor.config import ExecutorConfig
 from gpu_executor.engine import Engine
+from gpu_executor.model_info import first_token_id
 from gpu_executor.models import registry
 from gpu_executor.models.config_reader import ConfigReader
 from gpu_executor.request import Request, Sampling
@@ -267,6 +268,31 @@ def test_the_cache_must_hold_an_encoder_input_beside_the_longest_sequence(refere
     assert engine_of(reference, kv_cache_memory_bytes=16 * block_bytes).scheduler.pool.num_blocks == 16
     with pytest.raises(ValueError, match="kv-cache-memory-bytes"):
         engine_of(reference, kv_cache_memory_bytes=15 * block_bytes)
+
+
+@pytest.mark.parametrize(
+    ("generation", "config", "expected"),
+    [
+        (None, {"forced_bos_token_id": 4}, 4),
+        (None, {}, None),
+        (None, {"force_bos_token_to_be_generated": True, "bos_token_id": 3}, 3),
+        ({"forced_bos_token_id": 5}, {"forced_bos_token_id": 4}, 5),
+        ({"bos_token_id": 0}, {"forced_bos_token_id": 4}, None),
+        ({"forced_bos_token_id": None}, {"forced_bos_token_id": 4}, None),
+    ],
+    ids=str,
+)
+def test_the_first_token_is_that_of_transformers(
+    tmp_path: Path, generation: dict[str, Any] | None, config: dict[str, Any], expected: int | None
+) -> None:
+    if generation is not None:
+        (tmp_path / "generation_config.json").write_text(json.dumps(generation))
+    (tmp_path / "config.json").write_text(json.dumps(BART | {"forced_bos_token_id": None} | config))
+    assert first_token_id(tmp_path, {"forced_bos_token_id": None} | config) == expected
+    name = "config.json" if generation is None else "generation_config.json"
+    options = {"config_file_name": name, "_from_model_config": generation is None}  # as their models read it
+    theirs = transformers.GenerationConfig.from_pretrained(tmp_path, **options)
+    assert theirs.forced_bos_token_id == expected
 
 
 def _renamed(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
