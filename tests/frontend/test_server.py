@@ -9,6 +9,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from forebay.errors import ForebayError
 from forebay.rpc import error_from_rpc
+from forebay.v1 import generation_pb2_grpc
 from forebay.v1.errors_pb2 import ErrorReason
 from frontend.server import (
     GENERATION,
@@ -21,7 +22,7 @@ from frontend.server import (
     TOKENIZER,
 )  # fmt: skip
 from tests.frontend.fake_executor import WAIT_S, FakeExecutor
-from tests.frontend.harness import Tier, error_of, tier
+from tests.frontend.harness import Stream, Tier, client_channel, error_of, stream_request, tier
 
 METHODS = {
     f"/{service.full_name}/{method.name}": method
@@ -175,14 +176,19 @@ async def test_metadata_over_the_limit_is_refused(num_bytes: int, code: str | No
             assert (await error_of(call)).code == code
 
 
-async def test_calls_over_the_limit_of_a_connection_wait_for_others_to_end() -> None:
-    async with tier(FakeExecutor(), max_concurrent_streams=2) as up:
-        assert await up.serving()  # the connection is up, and its limits are known
-        streams = [up.stream(max_tokens=1) for _ in range(4)]
-        await up.executor.saw(lambda: up.executor.num_aboard == 2)
-        assert up.ledger.arrived == 2
-        up.executor.auto = True
-        for stream in streams:
+async def test_one_connection_takes_so_many_calls_at_once_and_another_one_as_many() -> None:
+    async with tier(FakeExecutor(), max_concurrent_streams=2) as up, client_channel(up.port) as channel:
+        streams = []
+        for num in (1, 2):
+            streams.append(up.stream(max_tokens=1))
+            await up.executor.saw(lambda num=num: up.executor.num_aboard == num)
+        waiting = up.stream(max_tokens=1)
+        other = Stream(generation_pb2_grpc.GenerationServiceStub(channel).StreamGenerate(stream_request(max_tokens=1)))
+        await up.executor.saw(lambda: up.executor.num_aboard == 3)
+        assert up.ledger.arrived == 3
+        waiting.call.cancel()
+        await up.executor.step()
+        for stream in (*streams, other):
             assert len((await stream.read()).token_ids()) == 1
 
 
