@@ -100,9 +100,7 @@ class GenerationService:
                 if start is None and response.deltas:
                     start = generation.start()
                     response.start.CopyFrom(start)
-                    # The headers go before the first write, not with it: were that broken off, gRPC would send them
-                    # again with the error's status, which its core refuses, and the call would never end.
-                    await context.send_initial_metadata(())
+                    await _send_headers(context)
                 if done:
                     response.usage.CopyFrom(generation.usage())
                 if response.deltas or done:
@@ -228,6 +226,20 @@ class GenerationService:
         )
         output.awaits_prompt_logprobs = flight.awaits_prompt_logprobs
         return Generation(request_id, flight, output)
+
+
+async def _send_headers(context: grpc.aio.ServicerContext) -> None:
+    """Sends the headers before the first message, and wholly, even if the caller is interrupted meanwhile.
+
+    Were they broken off, alone or within a write, gRPC would send them again with the error's status, which its core
+    refuses, and the call would never end.
+    """
+    sending = asyncio.ensure_future(context.send_initial_metadata(()))
+    try:
+        await asyncio.shield(sending)
+    except asyncio.CancelledError:
+        await asyncio.gather(sending, return_exceptions=True)
+        raise
 
 
 def _checked_request_id(request_id: str) -> str:

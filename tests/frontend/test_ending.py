@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable
 import grpc
 import pytest
 
+from forebay.errors import Unavailable
 from forebay.executor.v1 import executor_pb2 as wire
 from forebay.v1 import generation_pb2 as api
 from forebay.v1 import generation_pb2_grpc
@@ -207,6 +208,34 @@ async def test_call_whose_time_is_up_while_its_first_message_is_written_is_told_
         stream = up.stream(prompt=[1] * 1000, prompt_logprobs=20)  # more than the window takes
         await until(lambda: up.ledger.expired == 1)
         assert (await stream.error()).reason == ErrorReason.ERROR_REASON_DEADLINE_EXCEEDED
+
+
+async def test_call_that_ends_while_its_headers_are_sent_waits_for_them() -> None:
+    class Context:
+        """A client whose connection takes the headers when the test says so."""
+
+        begun, go_on, done = asyncio.Event(), asyncio.Event(), False
+
+        def time_remaining(self) -> None:
+            return None
+
+        async def send_initial_metadata(self, metadata: tuple) -> None:
+            self.begun.set()
+            await self.go_on.wait()
+            self.done = True
+
+    async with tier() as up:
+        context, ended = Context(), Unavailable("the test ends it")
+        call = asyncio.create_task(up.server._generation.StreamGenerate(stream_request(), context))
+        await context.begun.wait()
+        up.server._generation.end_all(ended)
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert not call.done(), "gRPC can send no status while headers are under way"
+        context.go_on.set()
+        with pytest.raises(Unavailable) as caught:
+            await call
+        assert caught.value is ended and context.done
 
 
 async def test_reader_that_pauses_within_the_limit_loses_nothing() -> None:
