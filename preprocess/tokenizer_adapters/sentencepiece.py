@@ -8,9 +8,11 @@ What sentencepiece does to a text, and what does it here:
     join pieces by score, or find the best path         BPE with merges in the order of scores, or Unigram
     unknown characters become bytes, or one <unk>       byte_fallback, fuse_unk
 
-One thing differs: `tokenizers` applies the compiled table to graphemes of up to five bytes and to single characters,
-sentencepiece to the longest match, so that rules for longer sequences (half-width kana with a voicing mark, Hangul
-in jamo) have no effect here, as in every tokenizer.json made of such a model.
+Two things differ, both where a model has a compiled table, and as in every tokenizer.json made of such a model:
+`tokenizers` applies the table to graphemes of up to five bytes and to single characters, sentencepiece to the longest
+match, so that rules for longer sequences (half-width kana with a voicing mark, Hangul in jamo) have no effect here; and
+sentencepiece keeps user-defined symbols from the table, which matters for symbols that the table changes. Loading warns
+of such symbols.
 
 Control tokens are not recognised in a text by sentencepiece itself; the Python classes around it cut texts at them and
 encode what is between, which added tokens do here.
@@ -18,6 +20,7 @@ encode what is between, which added tokens do here.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
@@ -29,6 +32,8 @@ from sentencepiece import sentencepiece_model_pb2 as model_pb2
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from forebay.errors import CheckpointError, NotOffered
+
+logger = logging.getLogger(__name__)
 
 _Piece = model_pb2.ModelProto.SentencePiece
 _UNIGRAM, _BPE = model_pb2.TrainerSpec.UNIGRAM, model_pb2.TrainerSpec.BPE
@@ -81,6 +86,7 @@ def build(
     ]
     if dummy_prefix is None:
         dummy_prefix = model.normalizer_spec.add_dummy_prefix
+    _warn_of_changed(symbols, model.normalizer_spec)
     tokenizer = tokenizers.Tokenizer(_model(model, names, symbols, special))
     tokenizer.normalizer = normalizers.Sequence(_normalizers(model.normalizer_spec, dummy_prefix and not prefix_once))
     cuts: list[Any] = []
@@ -138,6 +144,19 @@ def _merges(model: Any, special: set[str]) -> list[tuple[str, str]]:
         pairs = [(left, right) for left, right in cuts if left in ids and right in ids]
         found += sorted(pairs, key=lambda pair: (ids[pair[0]], ids[pair[1]]))
     return found
+
+
+def _warn_of_changed(symbols: list[str], spec: Any) -> None:
+    if not spec.precompiled_charsmap:
+        return
+    table = normalizers.Precompiled(spec.precompiled_charsmap)
+    changed = [symbol for symbol in symbols if table.normalize_str(symbol) != symbol]
+    if changed:
+        logger.warning(
+            "%d user-defined symbols of tokenizer.model are not recognised in text, for normalization changes them: %s",
+            len(changed),
+            ", ".join(map(repr, changed[:5])),
+        )
 
 
 def _normalizers(spec: Any, dummy_prefix: bool) -> list[Any]:
