@@ -43,8 +43,17 @@ class Description:
     dtype: torch.dtype
     weights: list[DescribedWeight]
     missing: list[str]  # canonical names that no tensor becomes
-    bytes_per_token: int  # of the KV cache
+    memory: StateMemory
     block_size: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class StateMemory:
+    """What the layers keep between steps."""
+
+    bytes_per_token: int  # in the blocks of the KV cache
+    bytes_per_sequence: int  # beside them, whatever the length
+    window: int | None  # tokens after which blocks are given back; None: never
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -83,7 +92,7 @@ def describe(config: ExecutorConfig) -> Description:
     if dummy:
         resolved = registry.resolve(ConfigReader(model_config, config.max_model_len))
         weights = []
-        for name in required(resolved.spec.decoder, resolved.extras):
+        for name in required(resolved.spec.decoder, resolved.extras, resolved.spec.encoder):
             found = find(name, resolved.spec)
             assert found is not None, name
             weights.append(DescribedWeight(name, found[1], found[0].value, "", ""))
@@ -106,21 +115,32 @@ def describe(config: ExecutorConfig) -> Description:
         resolved=resolved,
         dtype=dtype,
         weights=weights,
-        missing=[name for name in required(resolved.spec.decoder, resolved.extras) if name not in known],
-        bytes_per_token=_bytes_per_token(resolved, dtype),
+        missing=[
+            name
+            for name in required(resolved.spec.decoder, resolved.extras, resolved.spec.encoder)
+            if name not in known
+        ],
+        memory=_state_memory(resolved, dtype),
         block_size=config.block_size,
     )
 
 
-def _bytes_per_token(resolved: Resolved, dtype: torch.dtype) -> int:
+def _state_memory(resolved: Resolved, dtype: torch.dtype) -> StateMemory:
     """What the model's own layers say that they keep, asked of a model without memory."""
     import torch
 
+    from gpu_executor.mixers.state import common_window
     from gpu_executor.models.decoder import Decoder
     from gpu_executor.models.names import required
     from gpu_executor.models.weights import Weights
 
-    nowhere = torch.device("meta")
-    spec = dataclasses.replace(resolved.spec, max_model_len=1)  # position tables take memory wherever they end up
-    weights = Weights(spec, required(spec.decoder, resolved.extras), dtype, nowhere)
-    return sum(layout.bytes_per_token(dtype) for layout in Decoder(spec, weights, dtype, nowhere).state_layouts)
+    nowhere, spec = torch.device("meta"), resolved.spec
+    weights = Weights(spec, required(spec.decoder, resolved.extras, spec.encoder), dtype, nowhere)
+    short = dataclasses.replace(spec, max_model_len=1)  # position tables take memory wherever they end up
+    layouts = Decoder(short, weights, dtype, nowhere).state_layouts
+    kept = [layout for layout in layouts if layout is not None]
+    return StateMemory(
+        bytes_per_token=sum(layout.bytes_per_token(dtype) for layout in kept),
+        bytes_per_sequence=sum(layout.bytes_per_sequence(dtype) for layout in kept),
+        window=common_window(kept, dtype),
+    )

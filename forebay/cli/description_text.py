@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from forebay.cli.describe import DescribedWeight, Description
 
-_LAYER = re.compile(r"(?<=\.)\d+(?=\.)|^\d+(?=\.)")
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)|^\d+(?=\.)")
 _SHOWN_ITEMS = 4  # of a long tuple
 
 
 def description_lines(description: Description, *, all_layers: bool) -> Iterator[str]:
-    """The lines; unless `all_layers`, weights that differ in nothing but the layer share one."""
+    """The lines; unless `all_layers`, weights that differ in nothing but layer and expert share one."""
     spec, dtype = description.resolved.spec, str(description.dtype).removeprefix("torch.")
     yield from _spec_lines(spec)
     yield ""
@@ -25,13 +25,22 @@ def description_lines(description: Description, *, all_layers: bool) -> Iterator
     yield ""
     shapes = [weight.shape for weight in description.weights if weight.name]
     num_parameters = sum(map(math.prod, shapes))
-    per_token, block_size = description.bytes_per_token, description.block_size
-    sequence = per_token * block_size * -(-spec.max_model_len // block_size)
     yield f"weights   {num_parameters:,} parameters, {_size(num_parameters * description.dtype.itemsize)} in {dtype}"
-    yield (
-        f"KV cache  {_size(per_token)} per token, {_size(per_token * block_size)} per block of {block_size} tokens, "
-        f"{_size(sequence)} for a sequence of {spec.max_model_len:,}"
-    )
+    yield from _memory_lines(description)
+
+
+def _memory_lines(description: Description) -> Iterator[str]:
+    memory, block_size, spec = description.memory, description.block_size, description.resolved.spec
+    if memory.bytes_per_token:
+        length = min(spec.max_model_len, memory.window or spec.max_model_len) + spec.max_encoder_len
+        what = "sequence" if memory.window is None else "window"
+        yield (
+            f"KV cache  {_size(memory.bytes_per_token)} per token, {_size(memory.bytes_per_token * block_size)} per block "
+            f"of {block_size} tokens, {_size(memory.bytes_per_token * block_size * -(-length // block_size))} for a {what} "
+            f"of {length:,}"
+        )
+    if memory.bytes_per_sequence:
+        yield f"state     {_size(memory.bytes_per_sequence)} per sequence, whatever its length"
 
 
 def _spec_lines(value: Any, indent: str = "") -> Iterator[str]:
@@ -92,10 +101,10 @@ def _weight_lines(description: Description, dtype: str, all_layers: bool) -> Ite
 
 
 def _groups(weights: Sequence[DescribedWeight], all_layers: bool) -> list[list[DescribedWeight]]:
-    """Weights that are the same in each layer together, by the place of the first one."""
+    """Weights that differ in nothing but layer and expert together, by the place of the first one."""
     groups: dict[Any, list[DescribedWeight]] = {}
     for index, weight in enumerate(weights):
-        names = (_LAYER.sub("*", weight.name, 1), _LAYER.sub("*", weight.source, 1))
+        names = (_NUMBER.sub("*", weight.name), _NUMBER.sub("*", weight.source))
         key = index if all_layers else (*names, weight.shape, weight.role, weight.rule)
         groups.setdefault(key, []).append(weight)
     return list(groups.values())
@@ -103,14 +112,15 @@ def _groups(weights: Sequence[DescribedWeight], all_layers: bool) -> list[list[D
 
 def _joined(names: list[str]) -> str:
     """`layers.0-3.norm` for the same name in several layers; `layers.0,2.norm` where they are not in a row."""
-    if len(names) == 1:
-        return names[0]
-    numbers = sorted(int(match[0]) for name in names if (match := _LAYER.search(name)))
-    if not numbers:
-        return names[0]
+    columns = zip(*(map(int, _NUMBER.findall(name)) for name in names), strict=True)
+    spans = iter([_spans(sorted(set(numbers))) for numbers in columns])
+    return _NUMBER.sub(lambda _: next(spans), names[0])
+
+
+def _spans(numbers: list[int]) -> str:
     runs = itertools.groupby(enumerate(numbers), key=lambda pair: pair[1] - pair[0])
-    spans = [[number for _, number in run] for _, run in runs]
-    return _LAYER.sub(",".join(_span(span[0], span[-1]) for span in spans), names[0], 1)
+    found = [[number for _, number in run] for _, run in runs]
+    return ",".join(_span(run[0], run[-1]) for run in found)
 
 
 def _span(first: int, last: int) -> str:

@@ -8,7 +8,6 @@ import dataclasses
 import importlib
 import io
 import re
-import shutil
 import socket
 import subprocess
 import sys
@@ -344,112 +343,6 @@ async def test_health_says_it_with_the_exit_status(run: Any) -> None:
         await up.until_ready(0)
         assert await beside(run, "health", *server) == (1, "NOT_SERVING\n", "")
         assert (await beside(run, "health", *server, "--service", "liveness"))[0] == 0
-
-
-# models, describe
-
-
-def test_models_lists_every_architecture(run: Any) -> None:
-    from gpu_executor.models.registry import architectures
-
-    _, listing, _ = run("models")
-    _, table, _ = run("models", "--markdown")
-    for found in architectures():
-        assert re.search(rf"\b{found.name}\b", listing) and f"`{found.name}`" in table
-    assert table.startswith(f"{len(architectures())} architectures in ")
-
-
-def test_architectures_of_a_family_that_do_the_same_share_a_row() -> None:
-    from forebay.cli.models import family_rows
-    from gpu_executor.models.registry import Architecture
-
-    def found(name: str, family: str, examples: str, tasks: tuple[str, ...] = ("generate",)) -> Architecture:
-        return Architecture(name, family, tasks, ("text",), examples, None)  # type: ignore[arg-type]
-
-    rows = family_rows(
-        [
-            found("B", "two", "x"),
-            found("A", "one", "p, q"),
-            found("C", "one", "r"),
-            found("E", "one", "p, q"),
-            found("D", "one", "s", ("embed",)),
-        ]
-    )
-    assert [(row.family, row.names, row.examples) for row in rows] == [
-        ("one", ("A", "C", "E"), ("p, q", "r")), ("one", ("D",), ("s",)), ("two", ("B",), ("x",)),
-    ]  # fmt: skip
-
-
-def test_describe_shows_spec_weights_rules_and_memory(run: Any) -> None:
-    status, out, _ = run("describe", MODEL)
-    assert status == 0
-    assert re.search(r"^layers\.0-3\.mixer\.q\.weight +256×256 +bfloat16 +column +512 KiB +\d+ +", out, re.MULTILINE)
-    assert "model.layers.0-3.self_attn.q_proj.weight BF16" in out
-    number = re.search(r"mixer\.q\.weight .* KiB +(\d+) ", out)[1]
-    assert re.search(rf"^rule +{number}  .*self_attn.* → layers", out, re.MULTILINE)
-    assert "Attention(num_heads=4, num_kv_heads=2, head_dim=64" in out and "layers 0-3" in out
-    assert "3,903,744 parameters, 7.446 MiB in bfloat16" in out
-    assert "2 KiB per token, 32 KiB per block of 16 tokens, 2 MiB for a sequence of 1,024" in out
-
-
-def test_describe_counts_as_the_engine_does() -> None:
-    from forebay.cli.describe import describe
-    from gpu_executor.startup import build_engine
-
-    config = ExecutorConfig(model=MODEL, dtype="float32", kv_cache_memory_bytes=8 << 20)
-    engine, info = build_engine(config, progress=False)
-    description = describe(config)
-    shapes = {name: tuple(slot.shape) for name, slot in engine.runner.model.weights.slots.items()}
-    assert {weight.name: weight.shape for weight in description.weights} == shapes
-    assert (
-        description.bytes_per_token * 16 * info.num_blocks
-        <= 8 << 20
-        < description.bytes_per_token * 16 * (info.num_blocks + 1)
-    )
-
-
-def test_describe_can_show_every_layer_and_other_settings(run: Any) -> None:
-    _, out, _ = run(
-        "describe", MODEL, "--all-layers", "--dtype", "float32", "--max-model-len", "512", "--block-size", "32"
-    )
-    assert all(re.search(rf"^layers\.{i}\.mixer\.q\.weight +256×256 +float32", out, re.MULTILINE) for i in range(4))
-    assert "block of 32 tokens" in out and "sequence of 512" in out
-
-
-def test_describe_reads_no_weights(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    import safetensors
-    import torch
-
-    def refuse(*_: Any, **__: Any) -> None:
-        raise AssertionError("weights were read")
-
-    monkeypatch.setattr(safetensors, "safe_open", refuse)
-    monkeypatch.setattr("gpu_executor.models.checkpoint.safe_open", refuse)
-    monkeypatch.setattr(torch, "load", refuse)
-    assert run("describe", MODEL)[0] == 0
-
-
-def test_describe_works_on_a_config_alone(run: Any, tmp_path: Path) -> None:
-    shutil.copy(Path(MODEL) / "config.json", tmp_path)
-    status, out, _ = run("describe", str(tmp_path), "--load-format", "dummy")
-    assert status == 0 and "3,903,744 parameters" in out and "random" in out and "rule  1" not in out
-    status, _, err = run("describe", str(tmp_path))
-    assert status == EXIT_BAD_CONFIG and "has no weights" in one_line(err, "describe")
-
-
-def test_describe_tells_which_tensor_is_missing_or_surplus(run: Any, tmp_path: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
-    shutil.copy(Path(MODEL) / "config.json", tmp_path)
-    tensors = load_file(Path(MODEL) / "model.safetensors")
-    norm = tensors.pop("model.layers.2.input_layernorm.weight")
-    save_file(tensors, tmp_path / "model.safetensors")
-    status, out, err = run("describe", str(tmp_path))
-    assert status == EXIT_BAD_CONFIG and "no tensor for layers.2.norm1.weight" in one_line(err, "describe")
-    assert re.search(r"^layers\.0-1,3\.norm1\.weight ", out, re.MULTILINE)
-    save_file(tensors | {"model.layers.9.input_layernorm.weight": norm}, tmp_path / "model.safetensors")
-    status, _, err = run("describe", str(tmp_path))
-    assert status == EXIT_BAD_CONFIG and "model.layers.9.input_layernorm.weight would be" in one_line(err, "describe")
 
 
 # serve
