@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import re
 import time
 import uuid
@@ -191,13 +192,18 @@ class GenerationService:
         max_unsent_bytes: int | None,
     ) -> Generation:
         preprocessor = self._threads.preprocessor
-        token_ids = _truncated(await self._threads.encode(request.prompt), request.sampling)
+        decoder_token_ids = preprocessor.decoder_prompt(request.prompt)
+        # What is cut may be long, and so may an encoder's input, whose limit is another: the executor knows it.
+        limited = decoder_token_ids is None and not request.sampling.HasField("truncate_prompt_tokens")
+        limit = facts.max_model_len if limited else None
+        token_ids = _truncated(await self._threads.encode(request.prompt, max_tokens=limit), request.sampling)
         check_token_ids(token_ids, facts.vocab_size, "prompt")
         encoder_token_ids: list[int] = []
-        if (decoder_token_ids := preprocessor.decoder_prompt(request.prompt)) is not None:
+        if decoder_token_ids is not None:
             check_token_ids(decoder_token_ids, facts.vocab_size, "prompt.decoder_token_ids")
             encoder_token_ids, token_ids = token_ids, decoder_token_ids
-        resolved = self._resolve_sampling(
+        resolve = functools.partial(
+            self._resolve_sampling,
             request.sampling,
             defaults=preprocessor.default_sampling,
             prompt_len=len(token_ids),
@@ -205,6 +211,8 @@ class GenerationService:
             vocab_size=facts.vocab_size,
             preprocessor=preprocessor,
         )
+        # Bad words are tokenized, which may take long; all else is a matter of microseconds.
+        resolved = await self._threads.run(resolve) if request.sampling.bad_words else resolve()
         texts = [
             self._make_text(
                 preprocessor.tokenizer if preprocessor.has_tokenizer else None,

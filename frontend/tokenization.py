@@ -30,11 +30,11 @@ class PreprocessThreads:
         self._max_waiting = max_waiting + num_threads
         self._num_waiting = 0
 
-    async def encode(self, prompt: prompt_pb2.Prompt) -> list[int]:
-        """The prompt's token ids."""
+    async def encode(self, prompt: prompt_pb2.Prompt, *, max_tokens: int | None = None) -> list[int]:
+        """The prompt's token ids. Text that must become more than `max_tokens` is refused before it is tokenized."""
         if prompt.WhichOneof("kind") == "token_ids":
             return self.preprocessor.encode(prompt)  # nothing to compute
-        return await self.run(self.preprocessor.encode, prompt)
+        return await self.run(self.preprocessor.encode, prompt, max_tokens=max_tokens)
 
     async def run(self, work: Callable[..., T], *arguments: Any, **options: Any) -> T:
         """Runs the work in a thread; raises what it raises."""

@@ -30,11 +30,15 @@ class FakePreprocessor:
 
     def __init__(self) -> None:
         self.num_encoded = 0
+        self.last_limit: int | None = None
         self.gate = threading.Event()
         self.gate.set()
 
-    def encode(self, prompt: prompt_pb2.Prompt, *, add_special_tokens: bool = True) -> list[int]:
+    def encode(
+        self, prompt: prompt_pb2.Prompt, *, add_special_tokens: bool = True, max_tokens: int | None = None
+    ) -> list[int]:
         self.num_encoded += 1
+        self.last_limit = max_tokens
         assert self.gate.wait(10), "the test never opened the gate"
         kind = prompt.WhichOneof("kind")
         if kind == "text":
@@ -80,7 +84,7 @@ class FakeText:
             self._text += text_of([token_id])
             self._num += 1
             for stop in self._stop:
-                if self._num >= self._min_tokens and (at := self._text.find(stop, max(0, self._sent - len(stop)))) >= 0:
+                if self._num > self._min_tokens and (at := self._text.find(stop, max(0, self._sent - len(stop)))) >= 0:
                     end = at + len(stop) if self._include else at
                     return TextDelta(self._text[self._sent : end], count, stop)
         held = max((n for s in self._stop for n in range(1, len(s)) if self._text.endswith(s[:n])), default=0)

@@ -255,3 +255,11 @@ async def test_defect_gives_internal_without_details_and_the_next_request_is_ser
         assert error.message == "an internal error; the server's log has the details"
         assert "TypeError" in caplog.text and up.ledger.failed == 1
         await up.generate()
+
+
+async def test_text_is_refused_by_its_length_unless_it_is_to_be_cut() -> None:
+    async with tier() as up:
+        await up.generate(prompt="hello")
+        assert up.preprocessor.last_limit == up.executor.max_model_len
+        await up.generate(prompt="hello", truncate_prompt_tokens=2)
+        assert up.preprocessor.last_limit is None
