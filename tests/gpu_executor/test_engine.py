@@ -68,6 +68,7 @@ def test_resumed_sequences_go_on_where_they_were() -> None:
         (Request("taken", [1], Sampling(max_tokens=1)), "DUPLICATE_REQUEST"),
         (Request("x", [1], Sampling(max_tokens=3), resumed={0: ([1, 2, 3], False)}), "INVALID_FIELD"),
         (Request("x", [1], Sampling(max_tokens=1, n=100)), "QUEUE_FULL"),
+        (Request("x", [1], Sampling(max_tokens=1), encoder_token_ids=[1]), "INVALID_FIELD"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
