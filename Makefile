@@ -44,8 +44,8 @@ lint: $(VENV)/.test ## Check style
 protos: $(VENV)/.test ## Generate the Python stubs from protos/
 	@$(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=. --grpc_python_out=. --pyi_out=. $(PROTOS)
 
-readme: $(VENV)/.all ## Write README's table of architectures again
-	@$(BIN)/python -m tests.architecture_table
+readme: $(VENV)/.all ## Write the generated tables of README and docs again
+	@$(BIN)/python -m tests.generated_tables
 
 tools: ## Install buf and the gRPC of Node.js from npm into .tools/, for the tests that use them
 	@npm install --silent --no-fund --no-audit --prefix .tools $(NPM_TOOLS)

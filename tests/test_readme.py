@@ -10,7 +10,7 @@ import yaml
 
 from frontend.config import FrontendConfig
 from gpu_executor.config import ExecutorConfig
-from tests.architecture_table import README, with_table
+from tests.generated_tables import ARCHITECTURES, README, with_lines, with_table
 
 TEXT = README.read_text(encoding="utf-8")
 DEPLOY = (README.parent / "docs" / "deploy.md").read_text(encoding="utf-8")
@@ -24,6 +24,12 @@ OF_OTHER_PROGRAMS = {"--build-arg", "--set", "--server", "--service", "--help", 
 def test_the_table_of_architectures_is_current() -> None:
     pytest.importorskip("torch", reason="torch is not installed: the registry needs it")
     assert with_table(TEXT) == TEXT, "run: make readme"
+
+
+def test_the_table_of_lines_per_family_is_current() -> None:
+    pytest.importorskip("torch", reason="torch is not installed: the registry needs it")
+    page = ARCHITECTURES.read_text(encoding="utf-8")
+    assert with_lines(page) == page, "run: make readme"
 
 
 def test_every_command_names_a_verb_and_flags_that_exist(capsys: pytest.CaptureFixture[str]) -> None:
