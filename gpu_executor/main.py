@@ -71,6 +71,7 @@ async def run(config: ExecutorConfig) -> int:
         engine, info = building.result()
     except (ForebayError, ValueError) as error:
         print(f"forebay executor: {error}", file=sys.stderr)
+        await server.drain(0)  # a server that is merely forgotten may crash the interpreter on its way out
         return EXIT_BAD_CONFIG
     servicer = await server.serve(engine, info)
     host = config.listen.rpartition(":")[0]

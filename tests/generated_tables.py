@@ -32,7 +32,9 @@ def with_lines(page: str) -> str:
         f"{sum(names.values())} names in {len(names)} families; {statistics.median(lines.values()):.0f} lines in the median, "
         f"{sum(lines.values()):,} in all."
     )
-    return _replaced(page, "lines", "\n".join([summary, "", "| Family | Names | Lines |", "| --- | --- | --- |", *rows]))
+    return _replaced(
+        page, "lines", "\n".join([summary, "", "| Family | Names | Lines |", "| --- | --- | --- |", *rows])
+    )
 
 
 def _replaced(text: str, marker: str, table: str) -> str:

@@ -23,7 +23,7 @@ pytest.importorskip("torch", reason="torch is not installed: the executor needs 
 from grpc_health.v1 import health_pb2, health_pb2_grpc  # noqa: E402
 
 from forebay import LLM, AsyncClient, Client, SamplingParams  # noqa: E402
-from forebay.errors import InvalidRequest, Unavailable  # noqa: E402
+from forebay.errors import EXIT_BAD_CONFIG, InvalidRequest, Unavailable  # noqa: E402
 from forebay.rpc import error_from_rpc  # noqa: E402
 from forebay.v1.errors_pb2 import ErrorReason  # noqa: E402
 from tests.processes import (  # noqa: E402
@@ -310,6 +310,7 @@ def test_a_second_signal_ends_serve_at_once(long_ids: dict[str, list[int]]) -> N
 def test_serve_with_settings_that_cannot_work_says_so_and_stops() -> None:
     command = [sys.executable, "-m", "forebay", "serve", str(MODEL), "--port", "0", "--max-model-len", "5000000"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
-    assert result.returncode != 0
+    assert result.returncode == EXIT_BAD_CONFIG, result.stderr
+    assert "Traceback" not in result.stderr
     assert "max_model_len is 5,000,000; this model takes 1,024" in result.stderr
     assert "ready" not in result.stdout
