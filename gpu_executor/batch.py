@@ -24,6 +24,7 @@ class Batch:
     state_slots: torch.Tensor  # (R,) int64, where each sequence's fixed-size state lies
     slot_mapping: torch.Tensor  # (T,) int64
     cross: CrossBatch | None = None  # of encoder-decoder models
+    segments: torch.Tensor | None = None  # (T,) int64, of models that have token types
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -6,9 +6,11 @@ import dataclasses
 from typing import Any
 
 from forebay.flags import setting
+from gpu_executor.pooler_override import PoolerOverride
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 LOAD_FORMATS = ("auto", "dummy")
+TASKS = ("auto", "generate", "embed", "classify", "score", "reward")
 DEVICES = ("auto", "cpu", "cuda")
 
 
@@ -25,6 +27,14 @@ class ExecutorConfig:
         None, help="where to keep files from the hub (default: the hub's own cache)", metavar="DIR"
     )
     hf_overrides: dict[str, Any] | None = setting(None, help="changes to config.json, as JSON")
+    task: str = setting(
+        "auto", help="what the model does; auto follows the checkpoint: its architecture and its pooling", choices=TASKS
+    )
+    override_pooler_config: dict[str, Any] | None = setting(
+        None,
+        help="how hidden states are pooled, as JSON: pooling_type (CLS, LAST, MEAN, ALL, STEP), normalize, softmax, step_tag_id, "
+        "returned_token_ids",
+    )
     device: str = setting("auto", help="where to run; auto takes a GPU if there is one", choices=DEVICES)
     dtype: str = setting(
         "auto", help="number format of weights and activations; auto follows the checkpoint", choices=DTYPES
@@ -70,6 +80,7 @@ class ExecutorConfig:
             raise ValueError(f"gpu_memory_utilization is {self.gpu_memory_utilization}; it must be in (0, 1]")
         if self.kv_cache_memory_bytes is not None:
             _at_least("kv_cache_memory_bytes", self.kv_cache_memory_bytes, 1)
+        PoolerOverride.read(self.override_pooler_config or {})
         if ":" not in self.listen:
             raise ValueError(f"listen is {self.listen!r}; expected host:port")
 

@@ -12,9 +12,13 @@ import time
 from collections.abc import Callable, Hashable
 from collections.abc import Sequence as SequenceOf
 
-from forebay.errors import Aborted, DeadlineExceeded, ForebayError, InvalidRequest, ResourceExhausted
+import numpy as np
+
+from forebay.errors import Aborted, DeadlineExceeded, ForebayError, InvalidRequest, NotOffered, ResourceExhausted
 from forebay.v1.errors_pb2 import ErrorReason
 from gpu_executor.model_runner import ModelRunner, RunResult
+from gpu_executor.models.pooler import Pooler
+from gpu_executor.pooling import check_pooling
 from gpu_executor.request import FinishReason, Request, Sequence
 from gpu_executor.sampler import TokenLogprobs
 from gpu_executor.scheduler import ScheduledSequence, Scheduler
@@ -42,6 +46,16 @@ class PromptLogprobsOutput:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class PooledOutput:
+    """Rows of a pooling request's result that became known, of which there may be none with the last part."""
+
+    request: Request
+    first_row: int
+    rows: np.ndarray  # (n, columns) float32
+    finished: bool
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Load:
     """How busy the engine is."""
 
@@ -63,6 +77,7 @@ class StepOutput:
     removed_hashes: list[int] = dataclasses.field(default_factory=list)
     tokens: list[TokenOutput] = dataclasses.field(default_factory=list)
     prompt_logprobs: list[PromptLogprobsOutput] = dataclasses.field(default_factory=list)
+    pooled: list[PooledOutput] = dataclasses.field(default_factory=list)
     started: list[Request] = dataclasses.field(default_factory=list)  # first token; num_cached_tokens is known
     failed: list[tuple[Request, ForebayError]] = dataclasses.field(default_factory=list)
 
@@ -80,12 +95,17 @@ class Engine:
         max_num_waiting: int,
         max_encoder_len: int = 0,
         first_token_id: int | None = None,
+        pooler: Pooler | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`max_encoder_len` is 0 for models without an encoder; `first_token_id` follows a decoder prompt of one token."""
+        """`max_encoder_len` is 0 for models without an encoder; `first_token_id` follows a decoder prompt of one token.
+
+        With a `pooler`, all requests pool; without one, all generate.
+        """
         self.runner, self.scheduler = runner, scheduler
         self.max_model_len, self.vocab_size, self.max_num_waiting = max_model_len, vocab_size, max_num_waiting
         self.max_encoder_len, self.first_token_id = max_encoder_len, first_token_id
+        self.pooler = pooler
         self.num_steps = 0
         self.requests: dict[Hashable, Request] = {}
         self._clock = clock
@@ -102,6 +122,7 @@ class Engine:
         if not request.sequences:  # resumed, and all of it had ended
             return
         self.requests[request.key] = request
+        request.pools_every_token = self.pooler is not None and self.pooler.needs_every_token
         request.first_token_id = self.first_token_id if request.num_prompt_tokens == 1 else None
         if request.deadline is not None:
             self._watch_deadline(request)
@@ -114,13 +135,19 @@ class Engine:
             raise InvalidRequest("this request number is in use", ErrorReason.ERROR_REASON_DUPLICATE_REQUEST)
         if not prompt:
             raise InvalidRequest("the prompt has no tokens", ErrorReason.ERROR_REASON_EMPTY_PROMPT)
+        self._check_task(request)
         self._check_encoder_input(request)
         for sequence in request.sequences:
             self._check_ids(sequence.token_ids)
-            if sequence.num_output_tokens >= sampling.max_tokens:
+            if request.pooling is None and sequence.num_output_tokens >= sampling.max_tokens:
                 raise InvalidRequest("a resumed sequence has max_tokens tokens already")
         total = len(prompt) + sampling.max_tokens
         if total > self.max_model_len:
+            if request.pooling is not None:
+                raise InvalidRequest(
+                    f"the prompt has {total:,} tokens; the model takes {self.max_model_len:,}",
+                    ErrorReason.ERROR_REASON_TOO_LONG,
+                )
             raise InvalidRequest(
                 f"prompt ({len(prompt):,} tokens) and max_tokens ({sampling.max_tokens:,}) are {total:,} together; "
                 f"the model takes {self.max_model_len:,}",
@@ -148,6 +175,22 @@ class Engine:
             raise InvalidRequest(
                 f"token id {worst} is not below the vocabulary's {self.vocab_size:,} entries",
                 ErrorReason.ERROR_REASON_TOKEN_OUT_OF_RANGE,
+            )
+
+    def _check_task(self, request: Request) -> None:
+        if self.pooler is None:
+            if request.pooling is not None:
+                raise NotOffered(f"this model serves generate, not {request.pooling.task}")
+            return
+        if request.pooling is None:
+            raise NotOffered(f"this model serves {' and '.join(self.pooler.tasks)}, not generate")
+        check_pooling(request, self.pooler)
+        most = self.scheduler.max_num_batched_tokens
+        if self.pooler.bidirectional and request.num_prompt_tokens > most:
+            raise InvalidRequest(
+                f"the prompt has {request.num_prompt_tokens:,} tokens, which this model reads in one step; a step takes "
+                f"{most:,} (--max-num-batched-tokens)",
+                ErrorReason.ERROR_REASON_TOO_LONG,
             )
 
     def _check_encoder_input(self, request: Request) -> None:
@@ -200,6 +243,8 @@ class Engine:
         result = self.runner.run(plan)
         self._collect_prompt_logprobs(plan, result, output)
         self.scheduler.update(plan)
+        for part, rows in zip(plan, result.pooled, strict=bool(result.pooled)):
+            self._collect_pooled(part, rows, output)
         for part, sampled in zip(plan, result.sampled, strict=True):
             sequence = part.sequence
             if sampled is None or sequence.finish_reason is not None:
@@ -224,6 +269,27 @@ class Engine:
                     sequence.finish_reason is not None and sequence.request.finished,
                 )
             )
+
+    def _collect_pooled(self, part: ScheduledSequence, rows: np.ndarray, output: StepOutput) -> None:
+        """Hands out the rows of a part that is computed, and ends the request with its last part."""
+        sequence, request = part.sequence, part.sequence.request
+        finished = sequence.num_computed_tokens == sequence.num_tokens
+        if not np.isfinite(rows).all():
+            self._fail(request, Aborted("the model gave values that are not numbers"), output)
+            return
+        if sequence.num_computed_tokens == part.num_tokens:  # the first part, be it once more after a preemption
+            request.num_known_rows = 0
+        first = request.num_known_rows
+        request.num_known_rows += len(rows)
+        known = min(len(rows), max(0, request.num_pooled_rows - first))
+        request.num_pooled_rows = max(request.num_pooled_rows, request.num_known_rows)
+        if finished:
+            sequence.finish_reason = FinishReason.STOP
+            self.scheduler.finish(sequence)
+            self._forget_if_finished(request)
+            output.started.append(request)
+        if finished or len(rows) > known:
+            output.pooled.append(PooledOutput(request, first + known, rows[known:], finished))
 
     def _collect_prompt_logprobs(self, plan: list[ScheduledSequence], result: RunResult, output: StepOutput) -> None:
         for index, entries in result.prompt_logprobs.items():

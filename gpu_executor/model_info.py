@@ -26,6 +26,10 @@ class ModelInfo:
     prefix_caching: bool
     model_digest: str
     tokenizer_digest: str
+    tasks: tuple[str, ...] = ("generate",)
+    embedding_size: int = 0  # 0 where it does not embed
+    num_classes: int = 0  # numbers of a classification, a score or a row of rewards; 0 where it does none of these
+    num_token_types: int = 0
     processor_version: int = PROCESSOR_VERSION
 
 

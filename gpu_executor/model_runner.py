@@ -9,8 +9,10 @@ import numpy as np
 import torch
 
 from gpu_executor.batch import Batch, CrossBatch
-from gpu_executor.mixers.state import SlotState
+from gpu_executor.mixers.state import SlotState, State, StateLayout
 from gpu_executor.models.decoder import Decoder
+from gpu_executor.models.pooler import Pooler
+from gpu_executor.pooling import PoolingRunner
 from gpu_executor.sampler import SampledToken, TokenLogprobs, prompt_logprobs, sample
 from gpu_executor.scheduler import ScheduledSequence
 
@@ -19,10 +21,14 @@ _PROMPT_LOGPROB_ROWS = 64  # rows of logits held at once for prompt log-probabil
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class RunResult:
-    """What a step gave: a token for each part that samples (None for the others), and prompt log-probabilities."""
+    """What a step gave: a token for each part that samples (None for the others), and prompt log-probabilities.
+
+    Where the model pools, nothing is sampled, and each part has the rows that it makes known.
+    """
 
     sampled: list[SampledToken | None]
     prompt_logprobs: dict[int, list[TokenLogprobs]]  # by part, for positions num_computed_tokens + 1 on
+    pooled: list[np.ndarray] = dataclasses.field(default_factory=list)  # (n, columns) float32 of each part
 
 
 class ModelRunner:
@@ -37,17 +43,24 @@ class ModelRunner:
         max_num_seqs: int,
         max_model_len: int,
         num_snapshots: int = 0,
+        pooler: Pooler | None = None,
     ) -> None:
         self.model, self.block_size = model, block_size
         self.device, self.dtype = model.device, model.dtype
-        self.states = [
-            None
-            if layout is None
-            else layout.allocate(
-                num_blocks, block_size, max_num_seqs + num_snapshots, dtype=model.dtype, device=model.device
-            )
-            for layout in model.state_layouts
-        ]
+        self._pool = None if pooler is None else PoolingRunner(model, pooler)
+
+        def allocate(layout: StateLayout | None) -> State | None:
+            if layout is None:
+                return None
+            num_slots = max_num_seqs + num_snapshots
+            return layout.allocate(num_blocks, block_size, num_slots, dtype=model.dtype, device=model.device)
+
+        if model.spec.bidirectional:
+            # Nothing is read again in a later step: layers use one memory, one after the other.
+            shared = {layout: allocate(layout) for layout in set(model.state_layouts)}
+            self.states = [shared[layout] for layout in model.state_layouts]
+        else:
+            self.states = [allocate(layout) for layout in model.state_layouts]
         self._tables = np.zeros((max_num_seqs, -(-max_model_len // block_size)), np.int32)
         self._encoder_tables = np.zeros((max_num_seqs, -(-model.spec.max_encoder_len // block_size)), np.int32)
 
@@ -61,6 +74,8 @@ class ModelRunner:
         hidden = self.model(batch, self.states)  # (T, D)
         self._copy_states([(part.sequence.slot, part.state_to) for part in plan if part.state_to is not None])
         sampled: list[SampledToken | None] = [None] * len(plan)
+        if self._pool is not None:
+            return RunResult(sampled, {}, self._pool(hidden, plan))
         if sampling:
             logits = self.model.logits(hidden if len(sampling) == len(hidden) else hidden[last_rows[sampling]])
             tokens = sample(logits, [plan[i].sequence for i in sampling])
@@ -107,6 +122,7 @@ class ModelRunner:
                 state_slots=self._tensor(slots),
                 slot_mapping=self._tensor(slot_mapping),
                 cross=self._cross(plan, slots) if self._encoder_tables.size else None,
+                segments=self._segments(plan) if self.model.spec.decoder.num_segments else None,
             ),
             last_rows,
         )
@@ -154,6 +170,14 @@ class ModelRunner:
         )
         slot_mapping = self._tensor(_slots(table[beginning], rows, positions, size))
         return CrossBatch(self._tensor(lengths), self._tensor(table), size, encoder, int(ends[-1]), slot_mapping)
+
+    def _segments(self, plan: SequenceOf[ScheduledSequence]) -> torch.Tensor:
+        """(T,): the token types that requests give, zeros for those that give none."""
+        segments: list[int] = []
+        for part in plan:
+            given, start = part.sequence.request.pooling.token_type_ids, part.sequence.num_computed_tokens
+            segments += given[start : start + part.num_tokens] if given else [0] * part.num_tokens
+        return self._tensor(np.array(segments, np.int64))
 
     def _tensor(self, array: np.ndarray) -> torch.Tensor:
         tensor = torch.from_numpy(array)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import AsyncIterator
 
 from forebay.executor.v1 import executor_pb2
-from gpu_executor.engine import PromptLogprobsOutput, StepOutput, TokenOutput
+from gpu_executor.engine import PooledOutput, PromptLogprobsOutput, StepOutput, TokenOutput
 from gpu_executor.request import FinishReason, Request
 from gpu_executor.sampler import TokenLogprobs
+
+_MOST_POOLED_BYTES = 1 << 20  # in one frame
 
 _FINISH_REASONS = {
     FinishReason.STOP: executor_pb2.SEQUENCE_FINISH_REASON_STOP,
@@ -21,6 +24,7 @@ class FrameBuilder:
 
     def __init__(self) -> None:
         self.frame = executor_pb2.StepFrame()
+        self.num_pooled_bytes = 0
         # By sequence, in order of first appearance: (handle, epoch, sequence index) -> [first token index, ids]
         self._deltas: dict[tuple[int, int, int], tuple[int, list[int]]] = {}
 
@@ -68,6 +72,19 @@ class FrameBuilder:
             top_logprobs=[logprob for entry in entries for logprob in entry.top_logprobs],
             num_top=len(entries[0].top_ids),
         )
+
+    def add_pooled(self, handle: int, output: PooledOutput) -> None:
+        num_rows, num_columns = output.rows.shape
+        self.frame.pooled.add(
+            handle=handle,
+            epoch=output.request.epoch,
+            first_row=output.first_row,
+            num_rows=num_rows,
+            num_columns=num_columns,
+            values=output.rows.astype("<f4").tobytes(),
+            finished=output.finished,
+        )
+        self.num_pooled_bytes += output.rows.nbytes
 
     def add_prefix_hit(self, handle: int, request: Request) -> None:
         if request.num_cached_tokens:
@@ -131,6 +148,24 @@ class Outbox:
             self.num_merged_steps += 1
         self._ready.set()
         return self._frame
+
+    def put_pooled(self, handle: int, output: PooledOutput, step: int) -> FrameBuilder:
+        """Adds rows to the pending frame, and begins another where they are too many for one message; gives the last one."""
+        frame = self._frame or self.frame()
+        num_rows, num_columns = output.rows.shape
+        per_frame = max(1, _MOST_POOLED_BYTES // (4 * num_columns))
+        for first in range(0, max(1, num_rows), per_frame):
+            rows = output.rows[first : first + per_frame]
+            if frame.num_pooled_bytes and frame.num_pooled_bytes + rows.nbytes > _MOST_POOLED_BYTES:
+                frame.frame.step = step
+                self._flush_frame()
+                frame = self.frame()
+            last = first + per_frame >= num_rows
+            part = dataclasses.replace(
+                output, first_row=output.first_row + first, rows=rows, finished=output.finished and last
+            )
+            frame.add_pooled(handle, part)
+        return frame
 
     def close(self) -> None:
         """Ends the stream after what is queued."""

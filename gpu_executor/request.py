@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 from collections import Counter
+from typing import Any
 
 
 class FinishReason(enum.Enum):
@@ -50,6 +51,21 @@ class Sampling:
         )
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class PoolingParams:
+    """What to make of a prompt instead of continuing it; see PoolingParams of executor.proto."""
+
+    task: str
+    token_type_ids: tuple[int, ...] = ()
+    dimensions: int | None = None
+    normalize: bool | None = None
+    activation: bool | None = None
+    num_instruction_tokens: int = 0
+
+
+_NO_SAMPLING = Sampling(max_tokens=0)
+
+
 class Request:
     """A prompt and the n sequences that continue it. `key` is unique in the engine; `owner` is whoever takes the outputs.
 
@@ -65,8 +81,13 @@ class Request:
         "first_token_id",
         "key",
         "num_cached_tokens",
+        "num_known_rows",
+        "num_pooled_rows",
         "num_prompt_logprobs",
         "owner",
+        "pooled_sum",
+        "pooling",
+        "pools_every_token",
         "priority",
         "prompt_token_ids",
         "salt",
@@ -78,8 +99,9 @@ class Request:
         self,
         key: object,
         prompt_token_ids: list[int],
-        sampling: Sampling,
+        sampling: Sampling | None = None,
         *,
+        pooling: PoolingParams | None = None,
         owner: object = None,
         epoch: int = 0,
         priority: int = 0,
@@ -88,7 +110,15 @@ class Request:
         encoder_token_ids: list[int] | None = None,
         resumed: dict[int, tuple[list[int], bool]] | None = None,
     ) -> None:
-        """`deadline` is on the monotonic clock; `resumed` maps a sequence index to (its tokens, whether it has ended)."""
+        """One of `sampling` and `pooling` is given, `deadline` is on the monotonic clock, and `resumed` maps a sequence index
+        to (its tokens, whether it has ended)."""
+        assert (sampling is None) != (pooling is None)
+        sampling = sampling or _NO_SAMPLING
+        self.pooling = pooling
+        self.pools_every_token = False  # set by the engine
+        self.pooled_sum: Any = None  # of hidden states, while a mean is being made
+        self.num_pooled_rows = 0  # that were reported
+        self.num_known_rows = 0  # of the tokens computed so far, after a preemption from the beginning again
         self.key, self.owner, self.epoch = key, owner, epoch
         self.prompt_token_ids, self.sampling = prompt_token_ids, sampling
         self.priority, self.deadline, self.salt = priority, deadline, salt
@@ -119,6 +149,11 @@ class Request:
     def wants_prompt_logprobs(self) -> bool:
         """Whether prompt log-probabilities were asked for and are not all reported yet."""
         return self.sampling.prompt_logprobs is not None and self.num_prompt_logprobs < self.num_prompt_tokens - 1
+
+    @property
+    def computes_whole_prompt(self) -> bool:
+        """Whether something is asked of each of the prompt's tokens, so that none may be taken as computed."""
+        return self.pools_every_token or self.wants_prompt_logprobs
 
     @property
     def prompt_token_set(self) -> frozenset[int]:

@@ -63,13 +63,16 @@ class Scheduler:
         max_prefill_tokens_beside_decode: int,
         window: int | None = None,
         num_snapshots: int | None = None,
+        whole_prompts: bool = False,
     ) -> None:
         """`window`: keys that a query sees in every layer; None if some layer sees all.
+
+        `whole_prompts`: tokens see those that follow, so that a prompt is computed in one step; it must fit into one.
 
         `num_snapshots`: slots after the first max_num_seqs for states of prefixes; None if all state is in blocks.
         """
         self.pool, self.block_size = pool, block_size
-        self.reach = BlockReach(block_size, window)
+        self.reach, self._whole_prompts = BlockReach(block_size, window), whole_prompts
         self.max_num_seqs, self.max_num_batched_tokens = max_num_seqs, max_num_batched_tokens
         self.max_prefill_tokens_beside_decode = max_prefill_tokens_beside_decode
         self.running: list[Sequence] = []  # by order
@@ -209,6 +212,8 @@ class Scheduler:
         encoder_blocks = self._sibling_encoder_blocks(sequence)
         num_encoder_tokens = 0 if encoder_blocks else len(sequence.request.encoder_token_ids)
         count = self._chunk(sequence, num_known_tokens, max(1, budget - num_encoder_tokens))
+        if self._whole_prompts and count < sequence.num_tokens:
+            return None
         num_encoder_blocks = self.reach.num_blocks(num_encoder_tokens)
         needed = self.reach.num_blocks(num_known_tokens + count) - len(known) + num_encoder_blocks
         num_passed = self.reach.first_read(num_known_tokens)
@@ -265,11 +270,11 @@ class Scheduler:
         """Blocks that hold the sequence's beginning already, from a sibling or from the prefix cache.
 
         Those before the window of the token that follows may hold anything: what stands for them in the list is not read.
-        The last token is always computed, as its logits are wanted; so are all tokens where prompt log-probabilities are.
+        The last token is always computed, as its logits are wanted; so are all tokens where something is asked of each.
         """
         request = sequence.request
         limit = (sequence.num_tokens - 1) // self.block_size
-        if request.wants_prompt_logprobs and sequence is request.sequences[0]:
+        if request.computes_whole_prompt and sequence is request.sequences[0]:
             return []
         donor = self._sibling_with_prompt(sequence)
         shared = donor.blocks[: self._num_shared_blocks(request)] if donor else []
@@ -365,7 +370,7 @@ class Scheduler:
         if not snapshots.num_slots:
             return []
         num_matched, known = 0, []
-        if not request.wants_prompt_logprobs or sequence is not request.sequences[0]:
+        if not request.computes_whole_prompt or sequence is not request.sequences[0]:
             num_matched = len(self._cached(sequence, last))
             num_known = snapshots.longest(sequence.digests[:num_matched])
             while num_known and len(known := self._cached(sequence, num_known)) < num_known:  # its window is not there

@@ -15,7 +15,7 @@ from forebay.errors import FailedPrecondition, InvalidRequest, Unavailable
 from forebay.executor.v1 import executor_pb2
 from forebay.rpc import KEEPALIVE_OPTIONS, add_service
 from forebay.v1.errors_pb2 import ErrorReason
-from forebay.v1.model_pb2 import ModelDtype
+from forebay.v1.model_pb2 import ModelDtype, ModelTask
 from gpu_executor.config import ExecutorConfig
 from gpu_executor.engine import Engine, StepOutput
 from gpu_executor.engine_loop import EngineLoop
@@ -102,12 +102,18 @@ class ExecutorServicer:
             frame(request.owner).add_prefix_hit(request.key[1], request)
         for item in output.prompt_logprobs:
             frame(item.request.owner).add_prompt_logprobs(item.request.key[1], item)
+        for pooled in output.pooled:
+            session, handle = pooled.request.owner, pooled.request.key[1]
+            frame(session)
+            frames[session] = session.outbox.put_pooled(handle, pooled, output.step)
+            if pooled.finished:
+                session.finished(handle)
         for token in output.tokens:
             request = token.sequence.request
             frame(request.owner).add_token(request.key[1], token)
             if token.ends_request:
                 request.owner.finished(request.key[1])
-        if output.tokens:
+        if output.tokens or output.pooled:
             self.num_steps_with_tokens += 1
         # Frontends without tokens in this step hear of it too when the prefix cache changed, so that all know the same.
         for session in self.sessions if output.stored_hashes or output.removed_hashes else frames:
@@ -157,6 +163,10 @@ class ExecutorServicer:
             num_blocks=info.num_blocks,
             max_num_seqs=info.max_num_seqs,
             prefix_caching=info.prefix_caching,
+            tasks=[ModelTask.Value(f"MODEL_TASK_{task.upper()}") for task in info.tasks],
+            embedding_size=info.embedding_size,
+            num_classes=info.num_classes,
+            num_token_types=info.num_token_types,
         )
 
 

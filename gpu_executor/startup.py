@@ -17,7 +17,13 @@ from gpu_executor.memory import num_kv_blocks, num_snapshot_slots
 from gpu_executor.mixers.state import common_window
 from gpu_executor.model_info import ModelInfo, eos_token_ids, first_token_id, read_model_config
 from gpu_executor.model_runner import ModelRunner
+from gpu_executor.models import registry
+from gpu_executor.models.config_reader import ConfigReader
 from gpu_executor.models.loader import load_model, resolve_dtype
+from gpu_executor.models.pooler import resolve_pooler
+from gpu_executor.models.registry import Architecture
+from gpu_executor.models.sentence_files import SentenceFiles, read_sentence_files
+from gpu_executor.pooler_override import PoolerOverride
 from gpu_executor.scheduler import Scheduler
 
 logger = logging.getLogger(__name__)
@@ -37,16 +43,30 @@ def build_engine(config: ExecutorConfig, *, progress: bool = True) -> tuple[Engi
     )
     model_config = read_model_config(folder, config.hf_overrides)
     dtype = resolve_dtype(config.dtype, model_config, device)
+    reader = ConfigReader(model_config)
+    override = PoolerOverride.read(config.override_pooler_config or {})
+    files = read_sentence_files(folder) if config.task in ("auto", "embed") else None
+    task = choose_task(config.task, registry.find(reader), files)
     model = load_model(
         folder, model_config, dtype=dtype, device=device, load_format=config.load_format, seed=config.seed,
-        max_model_len=config.max_model_len, progress=progress,
+        max_model_len=config.max_model_len, task=task, with_head=bool(override.returned_token_ids), progress=progress,
     )  # fmt: skip
+    if task != "embed":
+        files = None
+    pooler = None if task == "generate" else resolve_pooler(folder, reader, model.spec, task, override, files)
     max_model_len = model.spec.max_model_len
-    budget = config.max_num_batched_tokens or max(1024 if device.type == "cpu" else 8192, config.max_num_seqs)
-    num_snapshots = num_snapshot_slots(config, model.state_layouts, dtype, max_model_len, device)
+    if files is not None and files.max_tokens is not None and config.max_model_len is None:
+        max_model_len = min(max_model_len, files.max_tokens)
+    whole_prompts = model.spec.bidirectional
+    budget = config.max_num_batched_tokens or max(
+        1024 if device.type == "cpu" else 8192, config.max_num_seqs, max_model_len if whole_prompts else 0
+    )
+    # Where nothing is read again in a later step, all layers share one memory.
+    layouts = tuple(set(model.state_layouts)) if whole_prompts else model.state_layouts
+    num_snapshots = num_snapshot_slots(config, layouts, dtype, max_model_len, device)
     num_blocks = num_kv_blocks(
         config,
-        model.state_layouts,
+        layouts,
         dtype,
         max_model_len,
         model.spec.max_encoder_len,
@@ -54,6 +74,7 @@ def build_engine(config: ExecutorConfig, *, progress: bool = True) -> tuple[Engi
         device,
         num_snapshots=num_snapshots or 0,
     )
+    prefix_caching = config.enable_prefix_caching and not whole_prompts
     runner = ModelRunner(
         model,
         num_blocks=num_blocks,
@@ -61,16 +82,18 @@ def build_engine(config: ExecutorConfig, *, progress: bool = True) -> tuple[Engi
         max_num_seqs=config.max_num_seqs,
         max_model_len=max_model_len,
         num_snapshots=num_snapshots or 0,
+        pooler=pooler,
     )
     beside_decode = config.max_prefill_tokens_beside_decode or (128 if device.type == "cpu" else budget)
     scheduler = Scheduler(
-        BlockPool(num_blocks, prefix_caching=config.enable_prefix_caching),
+        BlockPool(num_blocks, prefix_caching=prefix_caching),
         block_size=config.block_size,
         max_num_seqs=config.max_num_seqs,
         max_num_batched_tokens=budget,
         max_prefill_tokens_beside_decode=beside_decode,
         window=common_window(model.state_layouts, dtype),
         num_snapshots=num_snapshots,
+        whole_prompts=whole_prompts,
     )
     vocab_size = model.spec.vocab_size
     engine = Engine(
@@ -81,6 +104,7 @@ def build_engine(config: ExecutorConfig, *, progress: bool = True) -> tuple[Engi
         max_num_waiting=config.max_num_waiting,
         max_encoder_len=model.spec.max_encoder_len,
         first_token_id=first_token_id(folder, model_config) if model.spec.encoder is not None else None,
+        pooler=pooler,
     )
     info = ModelInfo(
         architecture=model.spec.architecture,
@@ -91,12 +115,23 @@ def build_engine(config: ExecutorConfig, *, progress: bool = True) -> tuple[Engi
         block_size=config.block_size,
         num_blocks=num_blocks,
         max_num_seqs=config.max_num_seqs,
-        prefix_caching=config.enable_prefix_caching,
+        prefix_caching=prefix_caching,
+        tasks=("generate",) if pooler is None else pooler.tasks,
+        embedding_size=pooler.num_columns if task == "embed" else 0,
+        num_classes=pooler.num_columns if pooler is not None and task != "embed" else 0,
+        num_token_types=model.spec.decoder.num_segments,
         model_digest=model_digest(read_model_config(folder, None)),
         tokenizer_digest=tokenizer_digest(folder),
     )
     logger.info("loaded %s in %s on %s in %.1f s", info.architecture, info.dtype, device, time.monotonic() - started)
     return engine, info
+
+
+def choose_task(asked: str, found: Architecture, files: SentenceFiles | None) -> str:
+    """What the operator asks for. "auto" embeds where the folder says how to pool, else does what the architecture is for."""
+    if asked != "auto":
+        return asked
+    return "embed" if files is not None and found.tasks[0] == "generate" else found.tasks[0]
 
 
 def _device(name: str) -> torch.device:

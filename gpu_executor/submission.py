@@ -9,7 +9,8 @@ from collections.abc import Hashable
 from forebay.errors import InvalidRequest
 from forebay.executor.v1 import executor_pb2
 from forebay.v1.errors_pb2 import ErrorReason
-from gpu_executor.request import Request, Sampling
+from forebay.v1.model_pb2 import MODEL_TASK_GENERATE, MODEL_TASK_UNSPECIFIED, ModelTask
+from gpu_executor.request import PoolingParams, Request, Sampling
 
 MAX_N, MAX_LOGPROBS, MAX_BIASES, MAX_BAD_WORDS, MAX_IDS = 128, 20, 300, 256, 1024
 
@@ -44,6 +45,20 @@ def read_sampling(params: executor_pb2.SamplingParams, eos_token_ids: tuple[int,
     return sampling
 
 
+def read_pooling(params: executor_pb2.PoolingParams) -> PoolingParams:
+    """The engine's form of the wire's PoolingParams, which the engine checks; raises InvalidRequest for no known task."""
+    if params.task not in ModelTask.values() or params.task in (MODEL_TASK_UNSPECIFIED, MODEL_TASK_GENERATE):
+        raise InvalidRequest(f"{params.task} is not the number of a task that pools")
+    return PoolingParams(
+        task=ModelTask.Name(params.task).removeprefix("MODEL_TASK_").lower(),
+        token_type_ids=tuple(params.token_type_ids),
+        dimensions=params.dimensions if params.HasField("dimensions") else None,
+        normalize=params.normalize if params.HasField("normalize") else None,
+        activation=params.activation if params.HasField("activation") else None,
+        num_instruction_tokens=params.num_instruction_tokens,
+    )
+
+
 def read_submit(
     submit: executor_pb2.Submit,
     *,
@@ -53,15 +68,22 @@ def read_submit(
     vocab_size: int,
 ) -> Request:
     """The Request of a Submit."""
-    sampling = read_sampling(submit.sampling, eos_token_ids, vocab_size)
+    pooling = sampling = None
+    if submit.HasField("pooling"):
+        pooling = read_pooling(submit.pooling)
+        if submit.resumed:
+            raise InvalidRequest("a request that pools cannot be resumed")
+    else:
+        sampling = read_sampling(submit.sampling, eos_token_ids, vocab_size)
     resumed = {r.sequence_index: (list(r.token_ids), r.finished) for r in submit.resumed}
-    if any(index >= sampling.n for index in resumed):
+    if sampling is not None and any(index >= sampling.n for index in resumed):
         raise InvalidRequest(f"a resumed sequence's index is not below n = {sampling.n}")
     deadline = time.monotonic() + submit.timeout_ms / 1000 if submit.HasField("timeout_ms") else None
     return Request(
         key,
         list(submit.prompt_token_ids),
         sampling,
+        pooling=pooling,
         owner=owner,
         epoch=submit.epoch,
         priority=submit.priority,

@@ -83,7 +83,7 @@ def describe(config: ExecutorConfig) -> Description:
     from gpu_executor.models import registry
     from gpu_executor.models.config_reader import ConfigReader
     from gpu_executor.models.loader import resolve_dtype, weight_table
-    from gpu_executor.models.names import find, required
+    from gpu_executor.models.names import find, is_of_head, required
 
     dummy = config.load_format == "dummy"
     folder = resolve_model(config.model, revision=config.revision, download_dir=config.download_dir, weights=not dummy)
@@ -92,7 +92,7 @@ def describe(config: ExecutorConfig) -> Description:
     if dummy:
         resolved = registry.resolve(ConfigReader(model_config, config.max_model_len))
         weights = []
-        for name in required(resolved.spec.decoder, resolved.extras, resolved.spec.encoder):
+        for name in required(resolved.spec, resolved.extras):
             found = find(name, resolved.spec)
             assert found is not None, name
             weights.append(DescribedWeight(name, found[1], found[0].value, "", ""))
@@ -102,7 +102,7 @@ def describe(config: ExecutorConfig) -> Description:
         for row in rows:
             source = f"{row.stored.name} {row.stored.dtype}"
             twice = row.canonical == "head.weight" and resolved.spec.decoder.tied  # the embedding, stored again
-            if not row.canonical or twice:
+            if not row.canonical or twice or (is_of_head(row.canonical) and not resolved.spec.has_head):
                 weights.append(DescribedWeight("", row.stored.shape, "", source, row.rule))
                 continue
             if row.role is None or row.shape is None:
@@ -115,11 +115,7 @@ def describe(config: ExecutorConfig) -> Description:
         resolved=resolved,
         dtype=dtype,
         weights=weights,
-        missing=[
-            name
-            for name in required(resolved.spec.decoder, resolved.extras, resolved.spec.encoder)
-            if name not in known
-        ],
+        missing=[name for name in required(resolved.spec, resolved.extras) if name not in known],
         memory=_state_memory(resolved, dtype),
         block_size=config.block_size,
     )
@@ -135,7 +131,7 @@ def _state_memory(resolved: Resolved, dtype: torch.dtype) -> StateMemory:
     from gpu_executor.models.weights import Weights
 
     nowhere, spec = torch.device("meta"), resolved.spec
-    weights = Weights(spec, required(spec.decoder, resolved.extras, spec.encoder), dtype, nowhere)
+    weights = Weights(spec, required(spec, resolved.extras), dtype, nowhere)
     short = dataclasses.replace(spec, max_model_len=1)  # position tables take memory wherever they end up
     layouts = Decoder(short, weights, dtype, nowhere).state_layouts
     kept = [layout for layout in layouts if layout is not None]

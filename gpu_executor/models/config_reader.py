@@ -22,8 +22,15 @@ class ConfigReader:
     A key that is null counts as missing, as it does in the hub's files; `has` tells them apart.
     """
 
-    def __init__(self, data: dict[str, Any], max_model_len: int | None = None, where: str = "config.json") -> None:
+    def __init__(
+        self,
+        data: dict[str, Any],
+        max_model_len: int | None = None,
+        where: str = "config.json",
+        task: str = "generate",
+    ) -> None:
         self.data = data
+        self.task = task  # what the model is to do, where the same checkpoint reads differently for it
         self.max_model_len = max_model_len  # what the operator asks for, if anything
         self.where = where
 
@@ -48,7 +55,11 @@ class ConfigReader:
     def updated(self, values: dict[str, Any]) -> ConfigReader:
         """The same config with other values, or under other names; None leaves a key as it is."""
         changes = {name: value for name, value in values.items() if value is not None}
-        return ConfigReader(self.data | changes, self.max_model_len, self.where)
+        return ConfigReader(self.data | changes, self.max_model_len, self.where, self.task)
+
+    def for_task(self, task: str) -> ConfigReader:
+        """The same config, read for a task."""
+        return ConfigReader(self.data, self.max_model_len, self.where, task)
 
     def integer(self, *names: str, default: Any = _REQUIRED) -> Any:
         """A whole number above 0, or the default as it is."""
@@ -78,7 +89,7 @@ class ConfigReader:
         value = self(*names, default={})
         if not isinstance(value, dict):
             raise self.wrong(names, value, "an object")
-        return ConfigReader(value, self.max_model_len, f"{names[0]} of {self.where}")
+        return ConfigReader(value, self.max_model_len, f"{names[0]} of {self.where}", self.task)
 
     def activation(self, *names: str, default: str) -> str:
         """The activation that a key names, by our name for it."""

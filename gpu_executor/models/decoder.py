@@ -7,6 +7,7 @@ import torch
 from gpu_executor.batch import Batch, CrossBatch
 from gpu_executor.layers.linear import Linear
 from gpu_executor.mixers.state import State, StateLayout
+from gpu_executor.models.heads import ClassifierHead
 from gpu_executor.models.names import ENCODER
 from gpu_executor.models.rope import RopeTables
 from gpu_executor.models.spec import ModelSpec
@@ -28,8 +29,11 @@ class Decoder:
         self._encoder = None
         if spec.encoder is not None:
             self._encoder = Stack(spec.encoder, weights, RopeTables(spec.max_encoder_len, device), prefix=ENCODER)
-        head = self._stack.embed if decoder.tied else weights.get("head.weight")
-        self._head = Linear(head, weights.get("head.bias"))
+        self._head = None
+        if spec.has_head:
+            head = self._stack.embed if decoder.tied else weights.get("head.weight")
+            self._head = Linear(head, weights.get("head.bias"))
+        self.classify = None if spec.classifier is None else ClassifierHead(spec.classifier, weights)
         self._masked_ids = torch.tensor(decoder.masked_ids, device=device) if decoder.masked_ids else None
 
     @property
@@ -59,6 +63,7 @@ class Decoder:
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """hidden (N, D) -> (N, V) float32, the caller's to change."""
+        assert self._head is not None, "this model was loaded without its head"
         decoder = self.spec.decoder
         logits = self._head(hidden).float()
         if decoder.logit_scale != 1.0:

@@ -21,7 +21,7 @@ from gpu_executor.models import registry
 from gpu_executor.models.checkpoint import FLOAT_DTYPES, Checkpoint, StoredTensor
 from gpu_executor.models.config_reader import ConfigReader
 from gpu_executor.models.decoder import Decoder
-from gpu_executor.models.names import Role, Shape, find, required
+from gpu_executor.models.names import Role, Shape, find, is_of_head, required
 from gpu_executor.models.registry import Resolved
 from gpu_executor.models.rules import Match, match_names
 from gpu_executor.models.weights import Weights
@@ -65,25 +65,29 @@ def load_model(
     load_format: str = "auto",
     seed: int = 0,
     max_model_len: int | None = None,
+    task: str | None = None,
+    with_head: bool = False,
     progress: bool = True,
 ) -> Decoder:
-    """The model of a folder, ready to run.
+    """The model of a folder, ready to run; `task` and `with_head` as in registry.resolve.
 
     Raises UnknownArchitecture, or CheckpointError naming the key, file or tensor that is wrong. "dummy" needs no weight
     files: it draws random weights.
     """
-    resolved = _resolve(config, max_model_len)
+    resolved = _resolve(config, max_model_len, task, with_head=with_head)
     if load_format == "dummy":
-        weights = Weights(resolved.spec, _required(resolved), dtype, device)
+        weights = Weights(resolved.spec, required(resolved.spec, resolved.extras), dtype, device)
         _fill_dummy(weights, seed)
     else:
         weights = _load_weights(Checkpoint(folder), resolved, dtype, device, progress=progress)
     return Decoder(resolved.spec, weights, dtype, device)
 
 
-def _resolve(config: dict[str, Any], max_model_len: int | None) -> Resolved:
+def _resolve(
+    config: dict[str, Any], max_model_len: int | None, task: str | None = None, *, with_head: bool = False
+) -> Resolved:
     reader = ConfigReader(config, max_model_len)
-    resolved = registry.resolve(reader)
+    resolved = registry.resolve(reader, task, with_head=with_head)
     quantization = reader.section("quantization_config", "compression_config")
     if quantization.data:
         raise NotOffered(
@@ -133,6 +137,8 @@ def _check_names(matches: dict[str, Match], resolved: Resolved) -> dict[str, str
         for target in match.targets:
             if target == "head.weight" and resolved.spec.decoder.tied:
                 continue  # the embedding, stored a second time
+            if is_of_head(target) and not resolved.spec.has_head:
+                continue  # nothing is generated
             if find(target, resolved.spec) is None:
                 raise CheckpointError(
                     f"tensor {match.source} would be {target}, which config.json's model does not have"
@@ -140,15 +146,11 @@ def _check_names(matches: dict[str, Match], resolved: Resolved) -> dict[str, str
             if target in sources:
                 raise CheckpointError(f"tensors {sources[target]} and {match.source} are both {target}")
             sources[target] = match.source
-    missing = [name for name in _required(resolved) if name not in sources]
+    missing = [name for name in required(resolved.spec, resolved.extras) if name not in sources]
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise CheckpointError(f"the checkpoint has no tensor for {missing[0]}{more}")
     return sources
-
-
-def _required(resolved: Resolved) -> list[str]:
-    return required(resolved.spec.decoder, resolved.extras, resolved.spec.encoder)
 
 
 def _parts(match: Match, tensor: torch.Tensor) -> list[tuple[str, torch.Tensor]]:

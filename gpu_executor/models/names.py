@@ -49,11 +49,20 @@ _MODEL_NAMES: dict[str, tuple[Role, Callable[[ModelSpec], Shape]]] = {
     "embed_norm.bias": (Role.REPLICATED, lambda m: (m.decoder.hidden_size,)),
     "project_in.weight": (Role.REPLICATED, lambda m: (m.decoder.hidden_size, _embed(m))),
     "positions.weight": (Role.REPLICATED, lambda m: (m.decoder.positions.num_positions, m.decoder.hidden_size)),
+    "segments.weight": (Role.REPLICATED, lambda m: (m.decoder.num_segments, m.decoder.hidden_size)),
     "norm.weight": (Role.REPLICATED, lambda m: (m.decoder.hidden_size,)),
     "norm.bias": (Role.REPLICATED, lambda m: (m.decoder.hidden_size,)),
     "project_out.weight": (Role.REPLICATED, lambda m: (_embed(m), m.decoder.hidden_size)),
     "head.weight": (Role.VOCAB, lambda m: (m.vocab_size, _embed(m))),
     "head.bias": (Role.VOCAB, lambda m: (m.vocab_size,)),
+}
+
+# The same, where the model has a classifier.
+_CLASSIFIER_NAMES: dict[str, tuple[Role, Callable[[ModelSpec], Shape]]] = {
+    "dense.weight": (Role.REPLICATED, lambda m: (m.decoder.hidden_size, m.decoder.hidden_size)),
+    "dense.bias": (Role.REPLICATED, lambda m: (m.decoder.hidden_size,)),
+    "score.weight": (Role.REPLICATED, lambda m: (m.classifier.num_classes, m.decoder.hidden_size)),
+    "score.bias": (Role.REPLICATED, lambda m: (m.classifier.num_classes,)),
 }
 
 # Below "layers.N.": norms around the branches.
@@ -175,6 +184,11 @@ def every_layer(*names: str) -> tuple[str, ...]:
     return tuple(_EVERY_LAYER + name for name in names)
 
 
+def is_of_head(name: str) -> bool:
+    """Whether a canonical name belongs to the head over the vocabulary."""
+    return name.startswith("head.")
+
+
 def find(name: str, model: ModelSpec) -> tuple[Role, Shape] | None:
     """Role and shape of a canonical name, or None if the model can have no such tensor."""
     if name.startswith(ENCODER):
@@ -184,12 +198,17 @@ def find(name: str, model: ModelSpec) -> tuple[Role, Shape] | None:
         return find(name, dataclasses.replace(model, decoder=model.encoder, encoder=None))
     if name in _MODEL_NAMES:
         decoder = model.decoder
-        if (name == "positions.weight" and decoder.positions is None) or (
-            name.startswith("project_") and decoder.embed_size is None
+        if (
+            (name == "positions.weight" and decoder.positions is None)
+            or (name == "segments.weight" and not decoder.num_segments)
+            or (name.startswith("project_") and decoder.embed_size is None)
         ):
             return None
         role, shape = _MODEL_NAMES[name]
         return role, shape(model)
+    if name in _CLASSIFIER_NAMES:
+        role, shape = _CLASSIFIER_NAMES[name]
+        return None if model.classifier is None else (role, shape(model))
     match = re.fullmatch(r"layers\.(\d+)\.(.+)", name)
     if match is None or int(match[1]) >= len(model.decoder.layers):
         return None
@@ -217,16 +236,20 @@ def _find_in_layer(name: str, layer: Layer, hidden_size: int) -> tuple[Role, Sha
     return None if None in shape else (role, shape)
 
 
-def required(decoder: DecoderSpec, extras: Iterable[str] = (), encoder: DecoderSpec | None = None) -> list[str]:
+def required(model: ModelSpec, extras: Iterable[str] = ()) -> list[str]:
     """Names of the tensors that must be there: what the spec alone says, and a family's extras (see every_layer).
 
     Extras of every layer are those of an encoder's layers too, as far as these can have them.
     """
-    extras = tuple(extras)
+    extras, decoder, encoder = tuple(extras), model.decoder, model.encoder
     names = ["embed.weight", *_required_in_stack(decoder, extras)]
-    if not decoder.tied:
+    if model.has_head and not decoder.tied:
         names.append("head.weight")
-    names += [extra for extra in extras if not extra.startswith(_EVERY_LAYER)]
+    if model.classifier is not None:
+        names.append("score.weight")
+    names += [
+        extra for extra in extras if not extra.startswith(_EVERY_LAYER) and (model.has_head or not is_of_head(extra))
+    ]
     return names + ([] if encoder is None else [ENCODER + name for name in _required_in_stack(encoder, extras)])
 
 
@@ -235,6 +258,8 @@ def _required_in_stack(decoder: DecoderSpec, extras: tuple[str, ...]) -> list[st
     names = []
     if decoder.positions is not None:
         names.append("positions.weight")
+    if decoder.num_segments:
+        names.append("segments.weight")
     if decoder.embed_size is not None:
         names += ["project_in.weight", "project_out.weight"]
     if decoder.norm.affine and decoder.layers[-1].residual != "post_norm":  # which has normed already

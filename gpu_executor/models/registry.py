@@ -9,7 +9,7 @@ import importlib
 import pkgutil
 from collections.abc import Callable
 
-from forebay.errors import UnknownArchitecture
+from forebay.errors import CheckpointError, NotOffered, UnknownArchitecture
 from gpu_executor.models.config_reader import ConfigReader
 from gpu_executor.models.rules import Rule
 from gpu_executor.models.spec import ModelSpec
@@ -46,6 +46,9 @@ class Architecture:
 _ARCHITECTURES: dict[str, Architecture] = {}
 _BY_KEYS: dict[frozenset[str], str] = {}
 
+# What an architecture of one task can do besides, with the hidden states alone.
+_BESIDES = {"generate": ("embed", "classify", "reward"), "embed": ("reward",)}
+
 
 def architecture(
     *names: str,
@@ -77,8 +80,30 @@ def architectures() -> list[Architecture]:
     return [_ARCHITECTURES[name] for name in sorted(_ARCHITECTURES, key=str.lower)]
 
 
-def resolve(config: ConfigReader) -> Resolved:
-    """The family's reading of a config; raises UnknownArchitecture with the nearest names."""
+def resolve(config: ConfigReader, task: str | None = None, *, with_head: bool = False) -> Resolved:
+    """The family's reading of a config for a task, by default the architecture's first.
+
+    Other tasks than generating do without the head over the vocabulary, unless `with_head`. Raises UnknownArchitecture
+    with the nearest names, and NotOffered for a task that the model cannot do.
+    """
+    found = find(config)
+    task = task or found.tasks[0]
+    besides = tuple(other for own in found.tasks for other in _BESIDES.get(own, ()))
+    if task not in found.tasks + besides:
+        offers = ", ".join(dict.fromkeys(found.tasks + besides))
+        raise NotOffered(f"{found.name} does not serve the task {task}; it serves {offers}")
+    resolved = found.resolve(config.for_task(task), found.name)
+    if task == "generate":
+        if resolved.spec.bidirectional:
+            raise CheckpointError(f"config.json says that this {found.name} is not causal: it cannot generate")
+        return resolved
+    if resolved.spec.encoder is not None:
+        raise NotOffered(f"{found.name} has an encoder and a decoder, and only generates")
+    return dataclasses.replace(resolved, spec=dataclasses.replace(resolved.spec, has_head=with_head))
+
+
+def find(config: ConfigReader) -> Architecture:
+    """The architecture of a config; raises UnknownArchitecture with the nearest names."""
     _load_families()
     names = (
         [] if config.has("architectures") else [name for keys, name in _BY_KEYS.items() if keys <= config.data.keys()]
@@ -86,7 +111,7 @@ def resolve(config: ConfigReader) -> Resolved:
     names = names or config.architectures
     for name in names:
         if name in _ARCHITECTURES:
-            return _ARCHITECTURES[name].resolve(config, name)
+            return _ARCHITECTURES[name]
     nearest = difflib.get_close_matches(names[0], _ARCHITECTURES, n=3, cutoff=0.5)
     hint = f"the nearest are {', '.join(nearest)}" if nearest else "`forebay models` lists those it does"
     raise UnknownArchitecture(f"Forebay does not serve the architecture {names[0][:100]!r}; {hint}")

@@ -220,7 +220,30 @@ class DecoderSpec:
     logit_scale: float = 1.0
     logit_softcap: float | None = None
     masked_ids: tuple[int, ...] = ()  # entries of the vocabulary that are never generated
+    num_segments: int = 0  # entries of a table of token types, which is added to the embedding; 0: there is none
     skips: tuple[Skip, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Classifier:
+    """A head that gives num_classes numbers per hidden state: score(act(dense(x))), or score(x) where there is no dense."""
+
+    num_classes: int
+    act: Literal["tanh", "relu"] = "tanh"
+
+
+PoolingKind = Literal["cls", "last", "mean", "all", "step"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Pooling:
+    """Which hidden states of a prompt count: the first, the last, the mean of all, each one, or those at a token."""
+
+    kind: PoolingKind
+    step_tag_id: int | None = None  # that token
+    # Tokens, as the vocabulary writes them, that end an instruction: a mean begins behind the last such sequence, or
+    # behind the first token where there is none.
+    instruction_ends: tuple[tuple[str, ...], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -233,3 +256,12 @@ class ModelSpec:
     max_model_len: int  # most tokens of prompt and output together
     encoder: DecoderSpec | None = None  # a stack without a head, whose output the decoder's cross attention reads
     max_encoder_len: int = 0  # most tokens that the encoder takes
+    has_head: bool = True  # over the vocabulary
+    classifier: Classifier | None = None
+    pooling: Pooling | None = None  # what the architecture itself pools, if it has an opinion
+
+    @property
+    def bidirectional(self) -> bool:
+        """Whether tokens see those that follow, so that a prompt has to be computed whole."""
+        mixers = [layer.mixer for layer in self.decoder.layers]
+        return any(isinstance(mixer, Attention) and not mixer.causal for mixer in mixers)

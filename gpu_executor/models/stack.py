@@ -21,6 +21,7 @@ class Stack:
     def __init__(self, spec: DecoderSpec, weights: Weights, tables: RopeTables, *, prefix: str = "") -> None:
         self.blocks = [build_block(spec, index, weights, tables, prefix) for index in range(len(spec.layers))]
         self.embed, self._positions = weights.get("embed.weight"), weights.get(f"{prefix}positions.weight")
+        self._segments = weights.get(f"{prefix}segments.weight")
         # The scale is rounded to the number format, as the models' own code does.
         self._embed_scale = torch.tensor(spec.embed_scale, dtype=weights.dtype).item()
         self._embed_norm = weights.norm(f"{prefix}embed_norm", spec.norm) if spec.norm.affine else None
@@ -61,6 +62,8 @@ class Stack:
             x *= self._embed_scale
         if self._project_in is not None:
             x = self._project_in(x)
+        if self._segments is not None:
+            x += embedding(batch.segments, self._segments)
         if self._positions is not None:
             x += embedding(batch.positions, self._positions)
         return x if self._embed_norm is None else self._embed_norm(x)

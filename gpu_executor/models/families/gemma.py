@@ -74,6 +74,7 @@ def gemma(config: ConfigReader, architecture: str) -> Resolved:
 
 
 @architecture("Gemma2ForCausalLM", examples="Gemma 2")
+@architecture("Gemma2Model", tasks=("embed",), examples="BGE Multilingual Gemma2")
 def gemma2(config: ConfigReader, architecture: str) -> Resolved:
     config = config.with_defaults(**_DEFAULTS)
     full = dataclasses.replace(

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from gpu_executor.models.config_reader import ConfigReader
 from gpu_executor.models.families.llama import GATE, read_attention, read_model
+from gpu_executor.models.heads import with_classifier
 from gpu_executor.models.names import every_layer
 from gpu_executor.models.registry import Resolved, architecture
 from gpu_executor.models.rules import Rule, rename, skip, split_qkv
-from gpu_executor.models.spec import Attention
+from gpu_executor.models.spec import Attention, Classifier, Pooling
 
 _LAYER = r"(?:model\.)?layers\.(\d+)\."
 _BIASES = every_layer("mixer.q.bias", "mixer.k.bias", "mixer.v.bias", "mixer.o.bias")
@@ -27,6 +28,13 @@ def internlm2_rules(attention: Attention) -> tuple[Rule, ...]:
         rename(r"(?:model\.)?norm\.weight", "norm.weight"),
         skip(_LAYER + r"attention\.rotary_emb\.inv_freq"),
     )
+
+
+@architecture("InternLM2ForRewardModel", tasks=("reward",), examples="InternLM2 Reward")
+def internlm2_reward(config: ConfigReader, architecture: str) -> Resolved:
+    """One number per token; that of the last, reward_token_id, is the text's."""
+    value = rename(r"v_head\.weight", "score.weight")
+    return with_classifier(internlm2(config, architecture), Classifier(1), value, pooling=Pooling("all"))
 
 
 @architecture("InternLM2ForCausalLM", examples="InternLM2, InternLM2.5")

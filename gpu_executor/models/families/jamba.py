@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from gpu_executor.models.config_reader import ConfigReader
 from gpu_executor.models.families.mamba import check_activation, mixer_extras, mixer_rules, read_mixer
+from gpu_executor.models.heads import with_score
 from gpu_executor.models.names import every_layer
 from gpu_executor.models.registry import Resolved, architecture
 from gpu_executor.models.rules import Rule, rename
@@ -65,3 +66,8 @@ def jamba(config: ConfigReader, architecture: str) -> Resolved:
     context = config.context(config.integer("max_position_embeddings", default=262144))
     spec = ModelSpec(architecture, decoder, config.integer("vocab_size"), context)
     return Resolved(spec, _RULES, extras + every_layer("mlp.gate.weight"))
+
+
+@architecture("JambaForSequenceClassification", tasks=("classify", "score"), examples="Jamba classifiers")
+def jamba_classifier(config: ConfigReader, architecture: str) -> Resolved:
+    return with_score(jamba(config, architecture), config)

@@ -67,7 +67,8 @@ def read_attention(config: ConfigReader, *, window: int | None = None) -> Attent
         raise config.wrong(("num_key_value_heads",), num_kv_heads, f"a divisor of {num_heads}, num_attention_heads")
     head_dim = config.integer("head_dim", default=None) or config.head_dim("hidden_size", "num_attention_heads")
     rope = read_rope(config, rotary_dim(config, head_dim))
-    return Attention(num_heads, num_kv_heads, head_dim, head_dim**-0.5, rope, window)
+    causal = config.flag("is_causal", default=True)  # false in some models that embed
+    return Attention(num_heads, num_kv_heads, head_dim, head_dim**-0.5, rope, window, causal=causal)
 
 
 def read_mlp(config: ConfigReader) -> Mlp:
@@ -145,6 +146,7 @@ def sliding_layers(config: ConfigReader, theta: float | None = None) -> ConfigRe
 
 
 @architecture("LlamaForCausalLM", "LLaMAForCausalLM", examples="Llama 3.1, Llama 3, Llama 2, Yi, SmolLM")
+@architecture("LlamaModel", tasks=("embed",), examples="Llama embeddings")
 def llama(config: ConfigReader, architecture: str) -> Resolved:
     mixers = [read_attention(config)] * config.integer("num_hidden_layers")
     return Resolved(read_model(config, architecture, mixers), LLAMA_RULES, GATE + read_biases(config))

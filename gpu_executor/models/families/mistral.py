@@ -8,6 +8,7 @@ from gpu_executor.models.registry import Resolved, architecture
 
 
 @architecture("MistralForCausalLM", examples="Mistral 7B, Mistral Nemo")
+@architecture("MistralModel", tasks=("embed",), examples="E5 Mistral, SFR-Embedding-Mistral")
 def mistral(config: ConfigReader, architecture: str) -> Resolved:
     window = read_window(config)
     mixers = [read_attention(config, window=window)] * config.integer("num_hidden_layers")

@@ -41,7 +41,7 @@ def spec_of(
 
 def model_of(spec: ModelSpec, *extras: str) -> Decoder:
     """A model with random weights of all that its spec requires, and of `extras`."""
-    names = [*required(spec.decoder), *extras]
+    names = [*required(spec), *extras]
     weights = Weights(spec, names, torch.float32, torch.device("cpu"))
     generator = torch.Generator().manual_seed(3)
     for name, slot in weights.slots.items():
@@ -134,7 +134,7 @@ def test_every_form_is_its_formula(form: str, size: int) -> None:
 
 
 def test_parallel_layers_may_do_without_a_second_norm_and_post_norm_without_a_last() -> None:
-    names = {form: required(spec_of(form).decoder) for form in ("sequential", "parallel", "post_norm")}
+    names = {form: required(spec_of(form)) for form in ("sequential", "parallel", "post_norm")}
     assert "layers.0.norm2.weight" in names["sequential"] and "norm.weight" in names["sequential"]
     assert "layers.0.norm2.weight" not in names["parallel"] and "norm.weight" in names["parallel"]
     assert "layers.0.norm2.weight" in names["post_norm"] and "norm.weight" not in names["post_norm"]
