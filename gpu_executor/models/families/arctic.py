@@ -6,7 +6,7 @@ import dataclasses
 
 from gpu_executor.models.config_reader import ConfigReader
 from gpu_executor.models.families.llama import GATE, LAYER, STEM_RULES, read_attention, read_mlp, read_model
-from gpu_executor.models.families.mixtral import expert_rules
+from gpu_executor.models.families.mixtral import expert_rules, read_top_k
 from gpu_executor.models.registry import Resolved, architecture
 from gpu_executor.models.rules import Rule, rename
 from gpu_executor.models.spec import Layer, Moe
@@ -30,10 +30,11 @@ _RULES = (
 
 @architecture("ArcticForCausalLM", examples="Snowflake Arctic")
 def arctic(config: ConfigReader, architecture: str) -> Resolved:
-    top_k = config.integer("num_experts_per_tok", default=1)
+    num_experts = config.integer("num_local_experts", default=8)
+    top_k = read_top_k(config, num_experts, default=1)
     beside = config.flag("use_residual", "parallel_attn_mlp_res", default=False)
     moe = Moe(
-        num_experts=config.integer("num_local_experts", default=8),
+        num_experts=num_experts,
         top_k=top_k,
         size=config.integer("intermediate_size"),
         act=config.activation("hidden_act", default="silu"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from gpu_executor.models.config_reader import ConfigReader
+from gpu_executor.models.families.mixtral import read_top_k
 from gpu_executor.models.registry import Resolved, architecture
 from gpu_executor.models.rope import read_rope
 from gpu_executor.models.rules import Rule, rename, split_experts, split_qkv
@@ -42,9 +43,10 @@ def dbrx(config: ConfigReader, architecture: str) -> Resolved:
     norm_power = ffn("moe_normalize_expert_weights", default=None if ffn.has("moe_normalize_expert_weights") else 1)
     if norm_power not in (1, None):
         raise ffn.wrong(("moe_normalize_expert_weights",), norm_power, "1 or null")
+    num_experts = ffn.integer("moe_num_experts", default=4)
     moe = Moe(
-        num_experts=ffn.integer("moe_num_experts"),
-        top_k=ffn.integer("moe_top_k"),
+        num_experts=num_experts,
+        top_k=read_top_k(ffn, num_experts, "moe_top_k", default=1),
         size=ffn.integer("ffn_hidden_size"),
         act=ffn.section("ffn_act_fn").activation("name", default="silu"),
         renormalize=norm_power is not None,
@@ -55,4 +57,4 @@ def dbrx(config: ConfigReader, architecture: str) -> Resolved:
         hidden_size=config.integer("d_model"),
     )
     spec = ModelSpec(architecture, decoder, config.integer("vocab_size"), config.context(config.integer("max_seq_len")))
-    return Resolved(spec, _rules(mixer, moe.num_experts))
+    return Resolved(spec, _rules(mixer, num_experts))

@@ -12,6 +12,7 @@ from gpu_executor.models.families.llama import (
     read_mlp,
     read_model,
 )
+from gpu_executor.models.families.mixtral import read_top_k
 from gpu_executor.models.registry import Resolved, architecture
 from gpu_executor.models.rules import Rule, rename
 from gpu_executor.models.spec import Mlp, Moe
@@ -34,7 +35,7 @@ def read_moe(config: ConfigReader) -> Moe | None:
     size, num_shared = config.integer("moe_intermediate_size"), config.integer("n_shared_experts", default=None)
     return Moe(
         num_experts=num_experts,
-        top_k=config.integer("num_experts_per_tok"),
+        top_k=read_top_k(config, num_experts, default=6),
         size=size,
         act=config.activation("hidden_act", default="silu"),
         renormalize=config.flag("norm_topk_prob", default=False),

@@ -6,7 +6,7 @@ import dataclasses
 
 from gpu_executor.models.config_reader import ConfigReader
 from gpu_executor.models.families.deepseek import MOE_RULES, read_mlps, read_moe
-from gpu_executor.models.families.llama import GATE, LAYER, STEM_RULES, read_model
+from gpu_executor.models.families.llama import GATE, LAYER, STEM_RULES, read_attention, read_biases, read_model
 from gpu_executor.models.names import every_layer
 from gpu_executor.models.registry import Resolved, architecture
 from gpu_executor.models.rope import read_rope, read_score_scale
@@ -106,17 +106,17 @@ def _in_groups(config: ConfigReader, moe: Moe) -> Moe:
 
 
 def _resolved(config: ConfigReader, architecture: str, moe: Moe | None) -> Resolved:
-    mla, mlps = read_mla(config), read_mlps(config, moe)
-    rules = (
-        _skip_layers_from(len(mlps)),
-        *mla_rules(mla, neighbours=config.flag("rope_interleave", default=True)),
-        *STEM_RULES,
-        *MOE_RULES,
-    )
-    extras = GATE + mla_biases(config)
+    num_layers = config.integer("num_hidden_layers")
+    rules = (_skip_layers_from(num_layers),)
+    if config.flag("use_mla", default=True):
+        mixer, extras = read_mla(config), GATE + mla_biases(config)
+        rules += mla_rules(mixer, neighbours=config.flag("rope_interleave", default=True))
+    else:  # as in the smallest DeepSeek-VL2
+        mixer, extras = read_attention(config), GATE + read_biases(config)
     if moe is not None and moe.score == "sigmoid":
         extras += every_layer("mlp.router.score_bias")
-    return Resolved(read_model(config, architecture, [mla] * len(mlps), mlps=mlps), rules, extras)
+    spec = read_model(config, architecture, [mixer] * num_layers, mlps=read_mlps(config, moe))
+    return Resolved(spec, (*rules, *STEM_RULES, *MOE_RULES), extras)
 
 
 def _skip_layers_from(num_layers: int) -> Rule:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from gpu_executor.models.config_reader import ConfigReader
 from gpu_executor.models.families.granite import read_granite
 from gpu_executor.models.families.llama import LAYER, STEM_RULES, read_biases
+from gpu_executor.models.families.mixtral import read_top_k
 from gpu_executor.models.registry import Resolved, architecture
 from gpu_executor.models.rules import Rule, rename, split_experts
 from gpu_executor.models.spec import Moe
@@ -24,11 +25,12 @@ def _rules(num_experts: int) -> tuple[Rule, ...]:
 
 @architecture("GraniteMoeForCausalLM", examples="Granite 3.1 3B-A800M, Granite 3.1 1B-A400M, PowerMoE-3b")
 def granite_moe(config: ConfigReader, architecture: str) -> Resolved:
+    num_experts = config.integer("num_local_experts", default=8)
     moe = Moe(
-        num_experts=config.integer("num_local_experts", default=8),
-        top_k=config.integer("num_experts_per_tok", default=2),
+        num_experts=num_experts,
+        top_k=read_top_k(config, num_experts),
         size=config.integer("intermediate_size"),
         act=config.activation("hidden_act", default="silu"),
         score="softmax_topk",
     )
-    return Resolved(read_granite(config, architecture, moe), _rules(moe.num_experts), read_biases(config))
+    return Resolved(read_granite(config, architecture, moe), _rules(num_experts), read_biases(config))

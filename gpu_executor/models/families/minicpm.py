@@ -6,7 +6,7 @@ import dataclasses
 
 from gpu_executor.models.config_reader import ConfigReader
 from gpu_executor.models.families.llama import GATE, LLAMA_RULES, STEM_RULES, read_attention, read_model
-from gpu_executor.models.families.mixtral import expert_rules
+from gpu_executor.models.families.mixtral import expert_rules, read_top_k
 from gpu_executor.models.registry import Resolved, architecture
 from gpu_executor.models.spec import Mlp, ModelSpec, Moe
 
@@ -48,9 +48,10 @@ def _read_mlp(config: ConfigReader) -> Mlp:
 
 
 def _read_moe(config: ConfigReader) -> Moe:
+    num_experts = config.integer("num_experts")
     return Moe(
-        num_experts=config.integer("num_experts"),
-        top_k=config.integer("num_experts_per_tok"),
+        num_experts=num_experts,
+        top_k=read_top_k(config, num_experts),
         size=config.integer("intermediate_size"),
         act=config.activation("hidden_act", default="silu"),
     )

@@ -19,15 +19,24 @@ def expert_rules(name: str) -> tuple[Rule, ...]:
     )
 
 
+def read_top_k(config: ConfigReader, num_experts: int, key: str = "num_experts_per_tok", default: int = 2) -> int:
+    """How many of num_experts each token is sent to."""
+    top_k = config.integer(key, default=default)
+    if top_k > num_experts:
+        raise config.wrong((key,), top_k, f"at most {num_experts}, the number of experts")
+    return top_k
+
+
 MIXTRAL_RULES = (*STEM_RULES, *expert_rules("block_sparse_moe"))
 
 
 @architecture("MixtralForCausalLM", examples="Mixtral 8x7B, Mixtral 8x22B")
 def mixtral(config: ConfigReader, architecture: str) -> Resolved:
     mixer = read_attention(config.with_defaults(rope_theta=1e6), window=config.integer("sliding_window", default=None))
+    num_experts = config.integer("num_local_experts", "num_experts", default=8)
     moe = Moe(
-        num_experts=config.integer("num_local_experts", "num_experts", default=8),
-        top_k=config.integer("num_experts_per_tok", default=2),
+        num_experts=num_experts,
+        top_k=read_top_k(config, num_experts),
         size=config.integer("intermediate_size"),
         act=config.activation("hidden_act", default="silu"),
     )

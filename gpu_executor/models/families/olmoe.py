@@ -6,6 +6,7 @@ import dataclasses
 
 from gpu_executor.models.config_reader import ConfigReader
 from gpu_executor.models.families.llama import LAYER, STEM_RULES, read_attention, read_biases, read_model
+from gpu_executor.models.families.mixtral import read_top_k
 from gpu_executor.models.registry import Resolved, architecture
 from gpu_executor.models.rules import rename
 from gpu_executor.models.spec import Moe
@@ -23,9 +24,10 @@ def olmoe(config: ConfigReader, architecture: str) -> Resolved:
     mixer = dataclasses.replace(
         read_attention(config), qk_norm="projection", clip=config.number("clip_qkv", default=None)
     )
+    num_experts = config.integer("num_experts", default=64)
     moe = Moe(
-        num_experts=config.integer("num_experts", default=64),
-        top_k=config.integer("num_experts_per_tok", default=8),
+        num_experts=num_experts,
+        top_k=read_top_k(config, num_experts, default=8),
         size=config.integer("intermediate_size"),
         act=config.activation("hidden_act", default="silu"),
         renormalize=config.flag("norm_topk_prob", default=False),

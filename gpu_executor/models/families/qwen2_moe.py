@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from gpu_executor.models.config_reader import ConfigReader
 from gpu_executor.models.families.llama import GATE, LAYER, STEM_RULES, read_mlp, read_model
+from gpu_executor.models.families.mixtral import read_top_k
 from gpu_executor.models.families.qwen2 import read_mixers
 from gpu_executor.models.names import every_layer
 from gpu_executor.models.registry import Resolved, architecture
@@ -34,9 +35,10 @@ def qwen2_moe(config: ConfigReader, architecture: str) -> Resolved:
 
 def _read_mlps(config: ConfigReader) -> list[Mlp | Moe]:
     """Experts in every decoder_sparse_step-th layer that mlp_only_layers does not name."""
+    num_experts = config.integer("num_experts")
     moe = Moe(
-        num_experts=config.integer("num_experts"),
-        top_k=config.integer("num_experts_per_tok", default=4),
+        num_experts=num_experts,
+        top_k=read_top_k(config, num_experts, default=4),
         size=config.integer("moe_intermediate_size"),
         act=config.activation("hidden_act", default="silu"),
         renormalize=config.flag("norm_topk_prob", default=False),
