@@ -9,6 +9,7 @@ from gpu_executor.layers.linear import Linear
 from gpu_executor.layers.norm import NormLayer
 from gpu_executor.mixers.state import LatentCache, LatentKv
 from gpu_executor.models.spec import Mla
+from kernels.head_linear import head_linear
 from kernels.mla_attention import mla_attention
 from kernels.rope_latent_write import rope_latent_write
 
@@ -39,8 +40,8 @@ class MlaMixer:
         self._latents = (*latents, spec.kv_rank, spec.rope.dim)
         self._parts = (spec.nope_dim, spec.rope.dim)
         per_head = kv_b.view(spec.num_heads, spec.nope_dim + spec.v_dim, spec.kv_rank)
-        self._to_keys, to_values = per_head.split((spec.nope_dim, spec.v_dim), 1)  # (H, N, C), (H, V, C)
-        self._to_values = to_values.transpose(1, 2)  # (H, C, V)
+        to_keys, self._to_values = per_head.split((spec.nope_dim, spec.v_dim), 1)  # (H, N, C), (H, V, C)
+        self._to_keys = to_keys.transpose(1, 2).contiguous()  # (H, C, N): a copy, as products read it
         self._num_heads, self._kv_rank, self._scale = spec.num_heads, spec.kv_rank, spec.scale
 
     def __call__(self, x: torch.Tensor, batch: Batch, state: LatentCache) -> torch.Tensor:
@@ -51,10 +52,9 @@ class MlaMixer:
         q_rope = rope_latent_write(
             q_rope, k_rope, self._kv_norm(latent), self.cos_sin, batch.positions, state.latents, batch.slot_mapping
         )
-        q_latent = torch.bmm(q_nope.transpose(0, 1), self._to_keys).transpose(0, 1)  # (T, H, C)
+        absorbed = head_linear(q_nope, self._to_keys)  # (T, H, C)
         attended = mla_attention(
-            torch.cat((q_latent, q_rope), 2), state.latents, batch.block_table, batch.query_start, batch.seq_lens,
+            torch.cat((absorbed, q_rope), 2), state.latents, batch.block_table, batch.query_start, batch.seq_lens,
             kv_rank=self._kv_rank, scale=self._scale,
         )  # fmt: skip
-        values = torch.bmm(attended.transpose(0, 1), self._to_values).transpose(0, 1)  # (T, H, V)
-        return self.o(values.flatten(1))
+        return self.o(head_linear(attended, self._to_values).flatten(1))  # (T, HV) -> (T, D)

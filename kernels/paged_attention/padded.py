@@ -11,8 +11,8 @@ import torch
 
 from kernels.paged_attention.reference import visible_keys
 
-# Scores held at once (float32): long prompts beside many sequences go in slices of queries.
-_MAX_SCORES = 1 << 25
+# Scores held at once (float32): long prompts go in slices of queries, and the earlier ones need not look at later keys.
+_MAX_SCORES = 1 << 22
 
 # From positions of queries (R, 1, n, 1) and keys (L) to which keys each head sees, bool (R, H, n, L).
 Mask = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -103,30 +103,35 @@ def _attend_group(
     readable = in_sequence
     if window is not None and causal:  # pages before the window may be freed as well
         readable = readable & (key_positions > (seq_lens - counts - window)[:, None])
-    v.masked_fill_(~readable[:, None, :, None], 0)  # 0 * NaN of a freed page would be NaN
+    sequence_ids, key_ids = (~readable).nonzero(as_tuple=True)
+    v[sequence_ids, :, key_ids] = 0  # 0 * NaN of a freed page would be NaN
     k = k.transpose(2, 3)  # (R, G, K, L)
+    most_computed = int((seq_lens - counts).max())
     step = max(1, _MAX_SCORES // (num_seqs * num_heads * len(key_positions)))
     for first in range(0, most, step):
         offsets = torch.arange(first, min(most, first + step))  # (n)
         wanted = offsets < counts[:, None]  # (R, n)
         rows = (first_rows[:, None] + offsets).clamp(max=len(q) - 1)  # (R, n)
         n = len(offsets)
+        num_keys = min(len(key_positions), most_computed + first + n) if causal else len(key_positions)
+        keys_seen = key_positions[:num_keys]
         queries = q[rows].float().view(num_seqs, n, num_kv_heads, group, head_dim).permute(0, 2, 3, 1, 4)
-        scores = (queries.reshape(num_seqs, num_kv_heads, group * n, head_dim) @ k) * scale  # (R, G, group * n, L)
+        scores = (queries.reshape(num_seqs, num_kv_heads, group * n, head_dim) @ k[..., :num_keys]) * scale
         scores = scores.view(num_seqs, num_heads, n, -1)  # (R, H, n, L)
         if softcap is not None:
             scores = softcap * torch.tanh(scores / softcap)
         query_positions = ((seq_lens - counts)[:, None] + offsets)[:, :, None]  # (R, n, 1)
         if alibi_slopes is not None:
-            scores = scores + alibi_slopes.float()[:, None, None] * (key_positions - query_positions)[:, None]
-        visible = visible_keys(query_positions, key_positions, window, causal) & in_sequence[:, None]
+            scores = scores + alibi_slopes.float()[:, None, None] * (keys_seen - query_positions)[:, None]
+        visible = visible_keys(query_positions, keys_seen, window, causal) & in_sequence[:, None, :num_keys]
         visible = visible[:, None]  # (R, 1, n, L)
         if mask is not None:
-            visible = visible & mask(query_positions[:, None], key_positions)
+            visible = visible & mask(query_positions[:, None], keys_seen)
         scores = scores.masked_fill(~visible, -torch.inf)
         if sinks is not None:
             scores = torch.cat((scores, sinks.float()[:, None, None].expand(num_seqs, -1, n, 1)), dim=-1)
-        probabilities = scores.softmax(-1)[..., : len(key_positions)]
+        probabilities = scores.softmax(-1)[..., :num_keys]
         probabilities = probabilities.reshape(num_seqs, num_kv_heads, group * n, -1)
-        result = (probabilities @ v).view(num_seqs, num_heads, n, value_dim).transpose(1, 2)  # (R, n, H, Kv)
+        result = (probabilities @ v[:, :, :num_keys]).view(num_seqs, num_heads, n, value_dim)
+        result = result.transpose(1, 2)  # (R, n, H, Kv)
         out[rows[wanted]] = result[wanted].to(out.dtype)
