@@ -5,26 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import re
-import time
-import uuid
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import grpc
 
-from forebay.errors import DeadlineExceeded, ForebayError, InvalidRequest
+from forebay.errors import InvalidRequest
 from forebay.v1 import generation_pb2 as api
 from forebay.v1.errors_pb2 import ErrorReason
-from frontend.admission import Admission, Outcome
 from frontend.dispatcher import Dispatcher, ModelFacts
 from frontend.flight import Flight
-from frontend.model_catalogue import ServedModel
 from frontend.output import Output, Text
+from frontend.request_scope import RequestScope, RequestScopes
 from frontend.tokenization import PreprocessThreads, check_token_ids
-
-REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
-MAX_PRIORITY = 1_000
 
 
 class Generation:
@@ -58,21 +51,17 @@ class GenerationService:
 
     def __init__(
         self,
-        model: ServedModel,
         threads: PreprocessThreads,
-        admission: Admission,
+        scopes: RequestScopes,
         dispatcher: Dispatcher,
         *,
         resolve_sampling: Callable[..., Any],
         make_text: Callable[..., Text],
         max_unsent_bytes: int,
-        default_timeout_s: float,
     ) -> None:
-        self._model, self._threads, self._admission, self._dispatcher = model, threads, admission, dispatcher
+        self._threads, self._scopes, self._dispatcher = threads, scopes, dispatcher
         self._resolve_sampling, self._make_text = resolve_sampling, make_text
-        self._max_unsent_bytes, self._default_timeout_s = max_unsent_bytes, default_timeout_s
-        self._limits: set[asyncio.Timeout] = set()  # of every request that is here, wherever it is
-        self._end: ForebayError | None = None
+        self._max_unsent_bytes = max_unsent_bytes
 
     async def Generate(self, request: api.GenerateRequest, context: grpc.aio.ServicerContext) -> api.GenerateResponse:
         """All sequences in one answer."""
@@ -129,13 +118,6 @@ class GenerationService:
         finally:
             output.writer = None
 
-    def end_all(self, error: ForebayError) -> None:
-        """Ends every request with an error, now."""
-        self._end = error
-        for limit in self._limits:
-            if not limit.expired():
-                limit.reschedule(0)
-
     @contextlib.asynccontextmanager
     async def _generate(
         self,
@@ -144,51 +126,22 @@ class GenerationService:
         max_unsent_bytes: int | None,
     ) -> AsyncIterator[Generation]:
         """Brings the request to an executor; whatever happens, nothing of it is left there or here at the end."""
-        self._admission.check_open()
-        self._model.check_name(request.model)
-        request_id = _checked_request_id(request.request_id)
-        _check_priority(request.priority)
-        remaining_s = context.time_remaining()
-        timeout_s = self._default_timeout_s if remaining_s is None else min(remaining_s, self._default_timeout_s)
-        deadline = time.monotonic() + timeout_s
-
-        ticket = self._admission.admit(request_id, request.priority)
-        outcome, generation = Outcome.FAILED, None
-        limit = asyncio.timeout(timeout_s)
-        self._limits.add(limit)
-        try:
-            async with limit:
-                await ticket.slot()
+        generation: Generation | None = None
+        async with self._scopes.enter(request, context) as scope:
+            try:
                 facts = await self._dispatcher.wait_for_facts()
-                generation = await self._prepare(request, request_id, facts, deadline, max_unsent_bytes)
+                generation = await self._prepare(request, scope, facts, max_unsent_bytes)
                 self._dispatcher.launch(generation.flight)
                 yield generation
-            outcome = Outcome.DONE
-        except TimeoutError:
-            if not limit.expired():
-                raise
-            if self._end is not None:
-                raise self._end from None
-            outcome = Outcome.EXPIRED
-            raise DeadlineExceeded(f"the request took longer than {timeout_s:.3f} s") from None
-        except (asyncio.CancelledError, grpc.aio.InternalError):  # the latter from a write to a client that is gone
-            outcome = Outcome.CANCELLED if time.monotonic() < deadline else Outcome.EXPIRED
-            raise
-        except DeadlineExceeded:
-            outcome = Outcome.EXPIRED
-            raise
-        finally:
-            self._limits.discard(limit)
-            if generation is not None:
-                self._dispatcher.release(generation.flight)
-            ticket.close(outcome)
+            finally:
+                if generation is not None:
+                    self._dispatcher.release(generation.flight)
 
     async def _prepare(
         self,
         request: api.GenerateRequest | api.StreamGenerateRequest,
-        request_id: str,
+        scope: RequestScope,
         facts: ModelFacts,
-        deadline: float,
         max_unsent_bytes: int | None,
     ) -> Generation:
         preprocessor = self._threads.preprocessor
@@ -228,12 +181,12 @@ class GenerationService:
             token_ids,
             resolved.executor,
             output,
-            priority=request.priority,
-            deadline=deadline,
+            priority=scope.priority,
+            deadline=scope.deadline,
             encoder_token_ids=encoder_token_ids,
         )
         output.awaits_prompt_logprobs = flight.awaits_prompt_logprobs
-        return Generation(request_id, flight, output)
+        return Generation(scope.request_id, flight, output)
 
 
 async def _send_headers(context: grpc.aio.ServicerContext) -> None:
@@ -248,21 +201,6 @@ async def _send_headers(context: grpc.aio.ServicerContext) -> None:
     except asyncio.CancelledError:
         await asyncio.gather(sending, return_exceptions=True)
         raise
-
-
-def _checked_request_id(request_id: str) -> str:
-    if not request_id:
-        return uuid.uuid4().hex
-    if not REQUEST_ID.fullmatch(request_id):
-        rule = 'letters, digits, ".", "_" and "-", at most 128'
-        raise InvalidRequest(f"request_id can have {rule}", fields=(("request_id", rule),))
-    return request_id
-
-
-def _check_priority(priority: int) -> None:
-    if not -MAX_PRIORITY <= priority <= MAX_PRIORITY:
-        rule = f"must be {-MAX_PRIORITY} to {MAX_PRIORITY}"
-        raise InvalidRequest(f"priority is {priority}; it {rule}", fields=(("priority", rule),))
 
 
 def _truncated(token_ids: list[int], sampling: Any) -> list[int]:

@@ -24,6 +24,7 @@ from frontend.executor_client import SessionSettings
 from frontend.generation import GenerationService
 from frontend.model_catalogue import ModelService, ServedModel
 from frontend.output import Text
+from frontend.request_scope import RequestScopes
 from frontend.tokenization import PreprocessThreads, TokenizerService
 
 logger = logging.getLogger(__name__)
@@ -62,15 +63,14 @@ class FrontendServer:
         )
         self.dispatcher.on_change = self._readiness_changed
         self._threads = PreprocessThreads(model.preprocessor, config.preprocess_threads, config.max_queue_size)
+        self._scopes = RequestScopes(model, self.admission, config.default_timeout_s)
         self._generation = GenerationService(
-            model,
             self._threads,
-            self.admission,
+            self._scopes,
             self.dispatcher,
             resolve_sampling=resolve_sampling,
             make_text=make_text,
             max_unsent_bytes=config.max_unsent_bytes,
-            default_timeout_s=config.default_timeout_s,
         )
         check_open = self.admission.check_open
         self._tokenizer = TokenizerService(model, self._threads, self.dispatcher, check_open)
@@ -114,7 +114,7 @@ class FrontendServer:
                 ErrorReason.ERROR_REASON_DRAINING,
                 retry_after_ms=DRAIN_RETRY_MS,
             )
-            self._generation.end_all(error)
+            self._scopes.end_all(error)
 
     async def stop(self) -> None:
         """Closes the listener, the sessions and the threads."""

@@ -228,7 +228,7 @@ async def test_call_that_ends_while_its_headers_are_sent_waits_for_them() -> Non
         context, ended = Context(), Unavailable("the test ends it")
         call = asyncio.create_task(up.server._generation.StreamGenerate(stream_request(), context))
         await context.begun.wait()
-        up.server._generation.end_all(ended)
+        up.server._scopes.end_all(ended)
         for _ in range(10):
             await asyncio.sleep(0)
         assert not call.done(), "gRPC can send no status while headers are under way"
