@@ -60,6 +60,17 @@ class Demultiplexer:
             elif not self._guarded(flight, flight.take_prompt_logprobs, part):
                 self._drop(flight)
 
+        for pooled in frame.pooled:
+            flight = flights.get(pooled.handle)
+            if flight is None or flight.epoch != pooled.epoch:
+                counts.late += 1
+            elif not self._guarded(flight, flight.take_pooled, pooled):
+                self._drop(flight)
+            else:
+                counts.taken += 1
+                if flight.done:
+                    self._note_end(flight, 0, by_executor=True)
+
         handles, tokens = frame.handles, frame.token_ids[:]
         lengths = frame.num_tokens or [1] * len(handles)
         sizes = {len(handles), len(frame.epochs), len(frame.sequence_indexes), len(frame.token_indexes), len(lengths)}

@@ -8,9 +8,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from forebay.errors import FailedPrecondition, ForebayError, Unavailable
+from forebay.errors import FailedPrecondition, ForebayError, NotOffered, Unavailable
 from forebay.executor.v1 import executor_pb2 as wire
 from forebay.v1.errors_pb2 import ErrorReason
+from forebay.v1.model_pb2 import MODEL_TASK_GENERATE, ModelTask
 from frontend import resolver, router
 from frontend.executor_client import ExecutorClient, SessionSettings
 from frontend.flight import Flight
@@ -32,6 +33,10 @@ class ModelFacts:
     architecture: str
     dtype: int
     eos_token_ids: tuple[int, ...]
+    tasks: tuple[int, ...]
+    embedding_size: int
+    num_classes: int
+    num_token_types: int
 
     @classmethod
     def of(cls, welcome: wire.Welcome) -> ModelFacts:
@@ -43,7 +48,21 @@ class ModelFacts:
             architecture=welcome.architecture,
             dtype=welcome.dtype,
             eos_token_ids=tuple(welcome.eos_token_ids),
+            tasks=tuple(welcome.tasks) or (MODEL_TASK_GENERATE,),  # executors of earlier versions name none
+            embedding_size=welcome.embedding_size,
+            num_classes=welcome.num_classes,
+            num_token_types=welcome.num_token_types,
         )
+
+    def check_task(self, task: int) -> None:
+        """Raises NotOffered, naming what the model does, unless it does this."""
+        if task not in self.tasks:
+            served = " and ".join(map(_task_name, self.tasks)) or "nothing that this version knows"
+            raise NotOffered(f"this model serves {served}, not {_task_name(task)}")
+
+
+def _task_name(task: int) -> str:
+    return ModelTask.Name(task).removeprefix("MODEL_TASK_").lower() if task in ModelTask.values() else f"task {task}"
 
 
 class Dispatcher:
@@ -72,6 +91,11 @@ class Dispatcher:
     def num_ready(self) -> int:
         """Executors that take requests."""
         return sum(client.ready for client in self._clients.values())
+
+    @property
+    def max_num_seqs(self) -> int:
+        """Sequences that run at once at most, over all executors that take requests; at least 1."""
+        return max(1, sum(client.welcome.max_num_seqs for client in self._clients.values() if client.ready))
 
     @property
     def num_flights(self) -> int:

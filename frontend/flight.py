@@ -32,9 +32,20 @@ class TokenSink(Protocol):
         """Takes the error that ended the flight."""
 
 
+class PooledSink(Protocol):
+    """Where a pooling flight's result goes; calls return at once."""
+
+    def pooled(self, values: bytes, num_rows: int, num_columns: int) -> None:
+        """Takes the whole result: rows of little-endian IEEE 754 single precision."""
+
+    def fail(self, error: ForebayError) -> None:
+        """Takes the error that ended the flight."""
+
+
 class Flight:
     """A request between the frontend and whichever executor runs it now.
 
+    Either it generates, as `sampling` says, and its sink is a TokenSink; or it pools, as `pooling` says, into a PooledSink.
     `epoch` counts its submissions; only tokens of the current one are taken. `losses` counts the executors that died
     with it aboard. `owner` is the executor client that has it now, and `handle` its number there.
     """
@@ -43,6 +54,7 @@ class Flight:
         "_prompt_end",
         "_prompt_next",
         "_prompt_parts",
+        "_rows",
         "cache_salt",
         "cached_prompt_tokens",
         "deadline",
@@ -55,6 +67,7 @@ class Flight:
         "num_open",
         "num_sequences",
         "owner",
+        "pooling",
         "priority",
         "prompt_token_ids",
         "refused_by",
@@ -69,15 +82,19 @@ class Flight:
     def __init__(
         self,
         prompt_token_ids: Sequence[int],
-        sampling: wire.SamplingParams,
-        sink: TokenSink,
+        sampling: wire.SamplingParams | None,
+        sink: TokenSink | PooledSink,
         *,
+        pooling: wire.PoolingParams | None = None,
         priority: int = 0,
         deadline: float | None = None,
         cache_salt: bytes = b"",
         encoder_token_ids: Sequence[int] = (),
     ) -> None:
         """`encoder_token_ids` is what the encoder of an encoder-decoder reads; the prompt is the decoder's then."""
+        assert (sampling is None) != (pooling is None), "a request generates or pools"
+        self.pooling = pooling
+        sampling = sampling or wire.SamplingParams()
         self.encoder_token_ids = encoder_token_ids
         self.prompt_token_ids = prompt_token_ids
         self.sampling = sampling
@@ -99,6 +116,7 @@ class Flight:
         self._prompt_parts: list[wire.PromptLogprobs] = []
         self._prompt_next = 1  # position of the next prompt log-probability; the first token has none
         self._prompt_end = len(prompt_token_ids) if sampling.HasField("prompt_logprobs") else 1
+        self._rows: list[wire.PoolingOutput] = []
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -128,11 +146,13 @@ class Flight:
             handle=handle,
             epoch=self.epoch,
             prompt_token_ids=self.prompt_token_ids,
-            sampling=self.sampling,
+            sampling=self.sampling if self.pooling is None else None,
+            pooling=self.pooling,
             priority=self.priority,
             cache_salt=self.cache_salt,
             encoder_token_ids=self.encoder_token_ids,
         )
+        self._rows = []  # another executor pools from the beginning
         if self.deadline is not None:
             submit.timeout_ms = max(1, int((self.deadline - time.monotonic()) * 1000))
         for index, token_ids in enumerate(self.token_ids):
@@ -140,7 +160,7 @@ class Flight:
                 submit.resumed.add(sequence_index=index, token_ids=token_ids, finished=self.ended[index])
         if self.awaits_prompt_logprobs:
             self._prompt_parts, self._prompt_next = [], 1
-        else:
+        elif self.pooling is None:
             submit.sampling.ClearField("prompt_logprobs")  # known already, and they would forbid prefix hits
         return submit
 
@@ -157,7 +177,7 @@ class Flight:
         Tokens that are known already are skipped; tokens that contradict them, leave a gap, or come before the prompt's
         log-probabilities are complete, are not taken, nor is an end before the last known token.
         """
-        if self.awaits_prompt_logprobs:
+        if self.awaits_prompt_logprobs or self.pooling is not None:
             return False
         known = self.token_ids[sequence_index]
         skip = len(known) - token_index
@@ -188,4 +208,19 @@ class Flight:
         if not self.awaits_prompt_logprobs:
             self.sink.prompt_logprobs_done(self._prompt_parts)
             self._prompt_parts = []
+        return True
+
+    def take_pooled(self, part: wire.PoolingOutput) -> bool:
+        """Takes the next rows of a pooling result; returns False if they do not follow, or are not of one shape."""
+        rows = self._rows
+        num_known = sum(known.num_rows for known in rows)
+        fits = len(part.values) == 4 * part.num_rows * part.num_columns
+        same = not rows or rows[0].num_columns == part.num_columns
+        if self.pooling is None or self.done or part.first_row != num_known or not (fits and same):
+            return False
+        rows.append(part)
+        if part.finished:
+            values = b"".join(known.values for known in rows)
+            self.sink.pooled(values, num_known + part.num_rows, part.num_columns)
+            self.ended[0], self.num_open, self._rows = True, 0, []
         return True

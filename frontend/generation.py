@@ -13,6 +13,7 @@ import grpc
 from forebay.errors import InvalidRequest
 from forebay.v1 import generation_pb2 as api
 from forebay.v1.errors_pb2 import ErrorReason
+from forebay.v1.model_pb2 import MODEL_TASK_GENERATE
 from frontend.dispatcher import Dispatcher, ModelFacts
 from frontend.flight import Flight
 from frontend.output import Output, Text
@@ -130,6 +131,7 @@ class GenerationService:
         async with self._scopes.enter(request, context) as scope:
             try:
                 facts = await self._dispatcher.wait_for_facts()
+                facts.check_task(MODEL_TASK_GENERATE)
                 generation = await self._prepare(request, scope, facts, max_unsent_bytes)
                 self._dispatcher.launch(generation.flight)
                 yield generation

@@ -23,11 +23,25 @@ class ServedModel:
     architecture: str
     model_digest: str
     preprocessor: Any  # preprocess.preprocessor.Preprocessor
+    labels: tuple[str, ...] = ()  # names of classes, by number, where the checkpoint gives them
 
     def check_name(self, name: str) -> None:
         """Raises NotFound unless the name is one of ours; empty is."""
         if name and name not in self.names:
             raise NotFound(f"no model {name[:MAX_SHOWN_NAME]!r} is served here")
+
+    def labels_of(self, num_classes: int) -> tuple[str, ...]:
+        """The classes' names; none where the executors tell another number of classes apart than the checkpoint names."""
+        return self.labels if len(self.labels) == num_classes else ()
+
+
+def class_labels(config: dict[str, Any]) -> tuple[str, ...]:
+    """The names of classes that a config.json gives, by number; empty where it names none, or leaves one out."""
+    labels = config.get("id2label")
+    if not isinstance(labels, dict):
+        return ()
+    found = [labels.get(str(number)) for number in range(len(labels))]
+    return tuple(found) if all(isinstance(label, str) for label in found) else ()
 
 
 class ModelService:
@@ -60,9 +74,11 @@ class ModelService:
             default_sampling=preprocessor.default_sampling,
             model_digest=self._model.model_digest,
             num_executors=self._dispatcher.num_ready,
-            tasks=[api.MODEL_TASK_GENERATE],
         )
         if facts is not None:
             model.max_model_len, model.vocab_size, model.dtype = facts.max_model_len, facts.vocab_size, facts.dtype
             model.eos_token_ids[:] = facts.eos_token_ids
+            model.tasks[:] = facts.tasks
+            model.embedding_size = facts.embedding_size
+            model.labels[:] = self._model.labels_of(facts.num_classes)
         return model

@@ -15,7 +15,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 from forebay.errors import Unavailable
 from forebay.executor.v1 import executor_pb2 as wire
 from forebay.rpc import KEEPALIVE_OPTIONS, add_service
-from forebay.v1 import generation_pb2, model_pb2, tokenizer_pb2
+from forebay.v1 import generation_pb2, model_pb2, pooling_pb2, tokenizer_pb2
 from forebay.v1.errors_pb2 import ErrorReason
 from frontend.admission import DRAIN_RETRY_MS, Admission
 from frontend.config import FrontendConfig
@@ -24,17 +24,19 @@ from frontend.executor_client import SessionSettings
 from frontend.generation import GenerationService
 from frontend.model_catalogue import ModelService, ServedModel
 from frontend.output import Text
+from frontend.pooling import PoolingService
 from frontend.request_scope import RequestScopes
 from frontend.tokenization import PreprocessThreads, TokenizerService
 
 logger = logging.getLogger(__name__)
 
 GENERATION = generation_pb2.DESCRIPTOR.services_by_name["GenerationService"]
+POOLING = pooling_pb2.DESCRIPTOR.services_by_name["PoolingService"]
 TOKENIZER = tokenizer_pb2.DESCRIPTOR.services_by_name["TokenizerService"]
 MODEL = model_pb2.DESCRIPTOR.services_by_name["ModelService"]
 HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"]
 REFLECTION = reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"]
-SERVICE_NAMES = tuple(service.full_name for service in (GENERATION, TOKENIZER, MODEL))
+SERVICE_NAMES = tuple(service.full_name for service in (GENERATION, POOLING, TOKENIZER, MODEL))
 
 # A health name of its own for liveness: "" and the services say whether requests can be served, which an executor's
 # loss changes and a restart of the frontend would not mend.
@@ -72,6 +74,9 @@ class FrontendServer:
             make_text=make_text,
             max_unsent_bytes=config.max_unsent_bytes,
         )
+        self._pooling = PoolingService(
+            model, self._threads, self._scopes, self.dispatcher, max_answer_bytes=config.max_message_bytes
+        )
         check_open = self.admission.check_open
         self._tokenizer = TokenizerService(model, self._threads, self.dispatcher, check_open)
         self._models = ModelService(model, self.dispatcher, check_open)
@@ -83,6 +88,7 @@ class FrontendServer:
         """Begins to listen and to look for executors; returns the port. Raises OSError if the address cannot be had."""
         server = self._server = grpc.aio.server(options=_options(self._config))
         add_service(server, GENERATION, self._generation)
+        add_service(server, POOLING, self._pooling)
         add_service(server, TOKENIZER, self._tokenizer)
         add_service(server, MODEL, self._models)
         add_service(server, HEALTH, self._health)

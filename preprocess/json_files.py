@@ -11,12 +11,19 @@ from forebay.errors import CheckpointError
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object of the checkpoint; empty if there is no such file."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    data = read_json_value(path)
+    if data is None:
         return {}
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path.name} of the checkpoint cannot be read: {error}") from error
     if not isinstance(data, dict):
         raise CheckpointError(f"{path.name} of the checkpoint is not a JSON object")
     return data
+
+
+def read_json_value(path: Path) -> Any:
+    """What a JSON file of the checkpoint holds; None if there is no such file."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path.name} of the checkpoint cannot be read: {error}") from error

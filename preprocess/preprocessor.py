@@ -14,6 +14,8 @@ from forebay.v1.errors_pb2 import ErrorReason
 from preprocess.chat import ChatTemplate
 from preprocess.generation_config import decoder_start_token_id, default_sampling, eos_token_ids
 from preprocess.json_files import read_json
+from preprocess.pooling_encoder import PoolingEncoder
+from preprocess.sentence_prompts import SentencePrompts, read_sentence_prompts
 from preprocess.template_renderer import TemplateSyntaxError, shared_renderer
 from preprocess.tokenizer import TextTokenizer, need_tokenizer
 from preprocess.tokenizer_files import load_tokenizer
@@ -32,6 +34,7 @@ class Preprocessor:
         eos_token_ids: tuple[int, ...] = (),
         default_sampling: sampling_pb2.SamplingParams | None = None,
         decoder_start_token_id: int | None = None,
+        sentence_prompts: SentencePrompts | None = None,
         template_problem: str = "the model's tokenizer comes without a chat template: send text or token ids",
     ) -> None:
         self._text = text_tokenizer
@@ -40,6 +43,7 @@ class Preprocessor:
         self.eos_token_ids = eos_token_ids
         self._decoder_start_token_id = decoder_start_token_id
         self.default_sampling = default_sampling or sampling_pb2.SamplingParams()
+        self.pooling = PoolingEncoder(text_tokenizer, self.encode, sentence_prompts or SentencePrompts())
 
     @classmethod
     def load(
@@ -67,6 +71,7 @@ class Preprocessor:
             eos_token_ids=eos_token_ids(generation, config, tokenizer),
             default_sampling=default_sampling(generation),
             decoder_start_token_id=decoder_start_token_id(generation, config),
+            sentence_prompts=read_sentence_prompts(Path(folder)),
             **problem,
         )
 
@@ -100,6 +105,9 @@ class Preprocessor:
         """
         kind = prompt.WhichOneof("kind")
         if kind == "token_ids":
+            if prompt.token_ids.type_ids:
+                problem = "token types are for pairs of texts to classify or score"
+                raise InvalidRequest(problem, fields=(("prompt.token_ids.type_ids", "must be empty here"),))
             return _not_empty(list(prompt.token_ids.ids))
         if kind == "chat":
             self._check_length((part.text for m in prompt.chat.messages for part in m.content), max_tokens)

@@ -72,6 +72,19 @@ class TextTokenizer:
         tokenizer = self.guarded if self.may_have_controls(text) else self.backend
         return _encode(tokenizer, text, add_special_tokens)
 
+    def encode_parts(self, *texts: str) -> list[tokenizers.Encoding]:
+        """Each user text by itself, for `join`: without the tokens that the tokenizer puts around and between texts."""
+        tokenizer = self.guarded if any(map(self.may_have_controls, texts)) else self.backend
+        return tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+
+    def join(self, first: tokenizers.Encoding, second: tokenizers.Encoding | None = None) -> tokenizers.Encoding:
+        """One text, or a pair of them, with what the tokenizer puts around and between, and the segment of each id."""
+        return self.backend.post_process(first, second, add_special_tokens=True)
+
+    def num_added_tokens(self, *, pair: bool) -> int:
+        """How many ids `join` adds."""
+        return self.backend.num_special_tokens_to_add(pair)
+
     def encode_disguised(self, text: str) -> list[int]:
         """Ids of a text whose own control tokens went through `disguise`; all other names of them are plain text."""
         return _encode(self.guarded, text, add_special_tokens=False)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+import struct
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 
 import grpc
@@ -13,6 +14,7 @@ from forebay.block_hash import block_digests, short_hash
 from forebay.errors import FailedPrecondition, Unavailable
 from forebay.executor.v1 import executor_pb2 as wire
 from forebay.rpc import KEEPALIVE_OPTIONS, add_service
+from forebay.v1.model_pb2 import MODEL_TASK_EMBED, MODEL_TASK_GENERATE, MODEL_TASK_REWARD
 
 SERVICE = wire.DESCRIPTOR.services_by_name["ExecutorService"]
 WAIT_S = 5.0
@@ -28,6 +30,11 @@ def expected_tokens(seed: int, sequence_index: int, num: int, vocab_size: int = 
     return [token_at(seed, sequence_index, position, vocab_size) for position in range(num)]
 
 
+def pooled_at(token_ids: Sequence[int], row: int, column: int) -> float:
+    """The number that a fake executor pools: a function of the tokens up to a row's, and of the column."""
+    return float((sum(token_ids[: row + 1]) * 31 + row * 5 + column * 7) % 97 - 48)
+
+
 @dataclass
 class Running:
     """A request aboard."""
@@ -37,6 +44,7 @@ class Running:
     tokens: list[list[int]] = field(default_factory=list)
     open: set[int] = field(default_factory=set)
     first_step: bool = True
+    num_rows: int = 0  # of a pooling result, that were sent
 
 
 class Session:
@@ -64,7 +72,14 @@ class FakeExecutor:
         tokenizer_digest: str = "",
         lease_ms: int = 10_000,
         max_aboard: int = 1 << 30,
+        tasks: Sequence[int] = (MODEL_TASK_GENERATE,),
+        embedding_size: int = 0,
+        num_classes: int = 0,
+        num_token_types: int = 0,
+        max_num_seqs: int = 16,
     ) -> None:
+        self.tasks, self.embedding_size, self.num_classes = tasks, embedding_size, num_classes
+        self.num_token_types, self.max_num_seqs = num_token_types, max_num_seqs
         self.auto, self.max_aboard, self.lease_ms = auto, max_aboard, lease_ms
         self.vocab_size, self.max_model_len, self.block_size = vocab_size, max_model_len, block_size
         self.fingerprint = wire.Fingerprint(
@@ -131,7 +146,7 @@ class FakeExecutor:
             self.num_steps += 1
             for session in list(self.sessions):
                 frame = self._frame(session)
-                if frame.handles or frame.prompt_logprobs:
+                if frame.handles or frame.prompt_logprobs or frame.pooled:
                     for sent in self.tamper(frame):
                         session.send(step=sent)
         await self._note()
@@ -177,8 +192,12 @@ class FakeExecutor:
             eos_token_ids=[],
             block_size=self.block_size,
             num_blocks=64,
-            max_num_seqs=16,
+            max_num_seqs=self.max_num_seqs,
             prefix_caching=True,
+            tasks=self.tasks,
+            embedding_size=self.embedding_size,
+            num_classes=self.num_classes,
+            num_token_types=self.num_token_types,
         )
 
     async def _read(self, session: Session, requests: AsyncIterator[wire.SessionRequest]) -> None:
@@ -242,6 +261,9 @@ class FakeExecutor:
             frame.cache_events.stored.extend(short_hash(digest) for digest in stored)
             if sampling.HasField("prompt_logprobs"):
                 self._add_prompt_logprobs(frame, submit)
+        if submit.HasField("pooling"):
+            self._add_pooled(frame, running)
+            return
         for index in sorted(running.open):
             tokens = running.tokens[index]
             token = token_at(sampling.seed, index, len(tokens), self.vocab_size)
@@ -263,6 +285,26 @@ class FakeExecutor:
                 finish = frame.finishes.add(handle=handle, epoch=submit.epoch, sequence_index=index, reason=reason)
                 if stopped:
                     finish.stop_token_id = token
+
+    def _add_pooled(self, frame: wire.StepFrame, running: Running) -> None:
+        """One row for the last token, or, of rewards, one for each token and two in a step."""
+        submit, params = running.submit, running.submit.pooling
+        last = len(submit.prompt_token_ids) - 1
+        num_columns = self.num_classes
+        if params.task == MODEL_TASK_EMBED:
+            num_columns = params.dimensions if params.HasField("dimensions") else self.embedding_size
+        rows = (
+            range(running.num_rows, min(running.num_rows + 2, last + 1)) if params.task == MODEL_TASK_REWARD else [last]
+        )
+        values = [pooled_at(submit.prompt_token_ids, row, column) for row in rows for column in range(num_columns)]
+        finished = params.task != MODEL_TASK_REWARD or rows[-1] == last
+        frame.pooled.add(
+            handle=submit.handle, epoch=submit.epoch, first_row=running.num_rows, num_rows=len(rows),
+            num_columns=num_columns, values=struct.pack(f"<{len(values)}f", *values), finished=finished,
+        )  # fmt: skip
+        running.num_rows += len(rows)
+        if finished:
+            running.open.clear()
 
     def _add_prompt_logprobs(self, frame: wire.StepFrame, submit: wire.Submit) -> None:
         num, top = len(submit.prompt_token_ids) - 1, submit.sampling.prompt_logprobs

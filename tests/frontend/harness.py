@@ -14,7 +14,14 @@ from forebay.errors import ForebayError
 from forebay.executor.v1 import executor_pb2 as wire
 from forebay.rpc import error_from_rpc
 from forebay.v1 import generation_pb2 as api
-from forebay.v1 import generation_pb2_grpc, model_pb2_grpc, prompt_pb2, sampling_pb2, tokenizer_pb2_grpc
+from forebay.v1 import (
+    generation_pb2_grpc,
+    model_pb2_grpc,
+    pooling_pb2_grpc,
+    prompt_pb2,
+    sampling_pb2,
+    tokenizer_pb2_grpc,
+)
 from frontend.config import FrontendConfig
 from frontend.executor_client import SessionSettings
 from frontend.model_catalogue import ServedModel
@@ -32,6 +39,7 @@ class Tier:
         self.server, self.port, self.executors, self.channel = server, port, executors, channel
         self.preprocessor: FakePreprocessor
         self.generation = generation_pb2_grpc.GenerationServiceStub(channel)
+        self.pooling = pooling_pb2_grpc.PoolingServiceStub(channel)
         self.models = model_pb2_grpc.ModelServiceStub(channel)
         self.tokenizer = tokenizer_pb2_grpc.TokenizerServiceStub(channel)
         self.health = health_pb2_grpc.HealthStub(channel)
@@ -141,17 +149,26 @@ def client_channel(port: int) -> grpc.aio.Channel:
 
 @contextlib.asynccontextmanager
 async def tier(
-    *executors: FakeExecutor, ready: int | None = None, session: dict[str, Any] | None = None, **settings: Any
+    *executors: FakeExecutor,
+    ready: int | None = None,
+    session: dict[str, Any] | None = None,
+    preprocessor: Any = None,
+    labels: tuple[str, ...] = (),
+    **settings: Any,
 ) -> AsyncIterator[Tier]:
-    """A tier with these executors (one that runs by itself, if none is given); at the end nothing may be left in it."""
+    """A tier with these executors (one that runs by itself, if none is given); at the end nothing may be left in it.
+
+    The preprocessor is a FakePreprocessor unless another one is given.
+    """
     executors = executors or (FakeExecutor(auto=True),)
     for executor in executors:
         await executor.start()
     addresses = ",".join(executor.address for executor in executors)
     settings = {"executors": addresses, "port": 0, "executor_wait_s": 2.0, **settings}
     config = FrontendConfig(model="tiny", **settings)
-    preprocessor = FakePreprocessor()
-    model = ServedModel(("tiny", "also-tiny"), "FakeForCausalLM", "digest", preprocessor)
+    fake = FakePreprocessor()
+    preprocessor = preprocessor or fake
+    model = ServedModel(("tiny", "also-tiny"), "FakeForCausalLM", "digest", preprocessor, labels)
     fingerprint = wire.Fingerprint(model_digest="digest", tokenizer_digest="words")
     defaults = {"stall_s": config.executor_stall_s, "connect_timeout_s": 2.0, "refused_retry_s": 0.05}
     server = FrontendServer(
@@ -172,7 +189,7 @@ async def tier(
             assert server.admission.ledger.balanced
             assert not server.dispatcher.num_flights
     finally:
-        preprocessor.gate.set()
+        fake.gate.set()
         await server.stop()
         for executor in executors:
             await executor.kill()
