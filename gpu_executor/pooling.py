@@ -62,12 +62,9 @@ class PoolingRunner:
             chosen.append(self._choose(hidden[start : start + part.num_tokens], part))
             start += part.num_tokens
         counts = [len(rows) for rows in chosen]
-        values = self._head(torch.cat(chosen)) if any(counts) else None
-        if values is None:
-            return [np.empty((0, self.pooler.num_columns), np.float32)] * len(plan)
+        values = self._head(torch.cat(chosen)).cpu() if any(counts) else torch.empty(0, self.pooler.num_columns)
         parts = zip(plan, values.split(counts), strict=True)
-        finished = [self._finish(rows, part.sequence.request) for part, rows in parts]
-        return [rows.cpu().numpy() for rows in finished]
+        return [self._finish(rows, part.sequence.request).numpy() for part, rows in parts]
 
     def _choose(self, hidden: torch.Tensor, part: ScheduledSequence) -> torch.Tensor:
         """hidden (n, D) of a part -> the rows (m, D) that count and are known."""

@@ -20,7 +20,7 @@ _POOLING = Pooling("mean", instruction_ends=(("\u2581<", *_EMBED), ("<0x0A>", "<
 
 @architecture("GritLM", tasks=("generate", "embed"), examples="GritLM 7B")
 def gritlm(config: ConfigReader, architecture: str) -> Resolved:
-    if config.task == "generate":
+    if config.task != "embed":
         return mistral(config, architecture)
     attention = dataclasses.replace(read_attention(config), causal=False)
     spec = read_model(config, architecture, [attention] * config.integer("num_hidden_layers"))
