@@ -205,7 +205,8 @@ class ExecutorClient:
         async with grpc.aio.insecure_channel(self.address, options=CHANNEL_OPTIONS) as channel:
             call = channel.stream_stream(METHOD, request_serializer=wire.SessionRequest.SerializeToString)()
             try:
-                welcome = await asyncio.wait_for(self._open(call), self._settings.connect_timeout_s)
+                async with asyncio.timeout(self._settings.connect_timeout_s):  # wait_for may swallow a cancellation
+                    welcome = await self._open(call)
                 self._begin(welcome)
                 writer = asyncio.create_task(self._write(call))
                 keeper = asyncio.create_task(self._keep_alive(call, welcome.lease_ms / 1000))

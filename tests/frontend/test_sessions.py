@@ -15,7 +15,7 @@ from frontend import executor_client as module
 from frontend.executor_client import MAX_RETRY_S, ExecutorClient, SessionSettings, State
 from frontend.flight import Flight
 from tests.frontend.doubles import RecordingSink
-from tests.frontend.fake_executor import FakeExecutor, expected_tokens
+from tests.frontend.fake_executor import WAIT_S, FakeExecutor, expected_tokens
 from tests.frontend.harness import tier, until
 
 WELCOME = wire.Welcome(fingerprint=wire.Fingerprint(vocab_size=100), lease_ms=10_000, block_size=4, num_blocks=8)
@@ -300,6 +300,27 @@ async def test_session_that_breaks_as_its_client_is_closed_leaves_no_error_behin
     await until(lambda: len(sessions) == 1)
     await client.close()
     assert not sessions[0]._log_traceback, "nobody asked for its exception, which asyncio will complain of"
+
+
+async def test_welcome_that_comes_as_the_client_is_closed_does_not_keep_it_open() -> None:
+    answer = asyncio.Event()
+
+    class Answered(ExecutorClient):
+        async def _open(self, call: grpc.aio.StreamStreamCall) -> wire.Welcome:
+            await answer.wait()
+            return WELCOME
+
+    executor = FakeExecutor()
+    executor.welcomes = False
+    await executor.start()
+    client = Answered(executor.address, SessionSettings("test", wire.Fingerprint()), Events())
+    client.start()
+    await until(lambda: len(answer._waiters) == 1)
+    answer.set()
+    closing = asyncio.create_task(client.close())
+    await asyncio.wait({closing}, timeout=WAIT_S)
+    await executor.kill()
+    assert closing.done()
 
 
 async def test_frontend_says_who_it_is_and_what_it_holds() -> None:
