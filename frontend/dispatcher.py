@@ -124,7 +124,8 @@ class Dispatcher:
         """The model's facts; raises Unavailable if no executor tells them in time."""
         if self._facts is None:
             try:
-                await asyncio.wait_for(self._facts_known.wait(), self._wait_s)
+                async with asyncio.timeout(self._wait_s):  # wait_for may swallow a cancellation
+                    await self._facts_known.wait()
             except TimeoutError:
                 raise _no_executor() from None
         return self._facts

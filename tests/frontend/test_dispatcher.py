@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 
 import pytest
@@ -118,3 +119,15 @@ async def test_executor_that_had_no_room_is_asked_again_when_the_others_are_gone
     other.ready = False
     dispatcher.flight_lost(flight, other, blamed=False)
     await until(lambda: full.submitted == [flight, flight])
+
+
+async def test_caller_that_leaves_as_the_model_becomes_known_has_left() -> None:
+    client = StubClient("a:1", ready=False)
+    dispatcher = dispatcher_of(client)
+    caller = asyncio.create_task(dispatcher.wait_for_facts())
+    await until(lambda: len(dispatcher._facts_known._waiters) == 1)
+    client.ready = True
+    dispatcher.state_changed(client)
+    caller.cancel()
+    await asyncio.wait({caller})
+    assert caller.cancelled()
