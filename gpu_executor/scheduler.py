@@ -12,16 +12,13 @@ from __future__ import annotations
 import bisect
 import dataclasses
 import itertools
-from collections.abc import Iterator
 from collections.abc import Sequence as SequenceOf
 
-from forebay.block_hash import block_digest, root_digest
 from gpu_executor.block_pool import BlockPool
 from gpu_executor.block_reach import BlockReach
+from gpu_executor.prefix_sharing import PrefixSharing
 from gpu_executor.request import FinishReason, Request, Sequence
 from gpu_executor.snapshots import SnapshotCache
-
-_LEAST_SNAPSHOT_BLOCKS = 2  # that a snapshot must spare a later request, if chunks are to be cut for it
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -84,8 +81,7 @@ class Scheduler:
         if num_snapshots is not None:
             cached = num_snapshots if pool.prefix_cache is not None else 0
             self.snapshots = SnapshotCache(range(max_num_seqs, max_num_seqs + cached))
-            if pool.prefix_cache is not None:
-                pool.prefix_cache.on_forget = self.snapshots.drop
+        self._sharing = PrefixSharing(pool, self.reach, block_size, self.snapshots)
 
     # ---- requests come and go ------------------------------------------------------------------------------------
 
@@ -131,7 +127,10 @@ class Scheduler:
     def schedule(self) -> list[ScheduledSequence]:
         """Who takes part in the next step. Blocks for all of its tokens are held when this returns."""
         plan = self._plan()
-        return plan if self.snapshots is None else [self._with_snapshot(part) for part in plan]
+        if self.snapshots is None:
+            return plan
+        slots = [self._sharing.slot_for_state(part.sequence, part.num_tokens) for part in plan]
+        return [dataclasses.replace(part, state_to=slot) for part, slot in zip(plan, slots, strict=True)]
 
     def _plan(self) -> list[ScheduledSequence]:
         plan: list[ScheduledSequence] = []
@@ -146,7 +145,7 @@ class Scheduler:
         if plan:
             budget = min(budget, self.max_prefill_tokens_beside_decode)
         for sequence in prefilling:
-            count = self._chunk(sequence, sequence.num_computed_tokens, budget)
+            count = self._sharing.chunk(sequence, sequence.num_computed_tokens, budget)
             if count and self._reserve(sequence, count, plan):
                 plan.append(ScheduledSequence(sequence, count))
                 budget -= count
@@ -167,9 +166,7 @@ class Scheduler:
         for part in plan:
             part.sequence.num_computed_tokens += part.num_tokens
             part.sequence.is_encoded = True
-            self._publish(part.sequence)
-            if part.state_to is not None:
-                self._store_snapshot(part.sequence, part.state_to)
+            self._sharing.publish(part.sequence, part.state_to)
             self._release_passed(part.sequence)
 
     def _release_passed(self, sequence: Sequence) -> None:
@@ -202,16 +199,16 @@ class Scheduler:
 
         An encoder runs whole, because all of its tokens see each other: the last one of a step may exceed the budget.
         """
-        if self._waits_for_sibling(sequence):
+        if self._sharing.waits_for_sibling(sequence):
             return self._admit_after(sequence, budget, plan)
         while len(self.running) >= self.max_num_seqs:
             if not self._preempt_for(sequence, plan):
                 return None
-        known = self._known_blocks(sequence) if self.snapshots is None else self._known_state(sequence)
+        known = self._sharing.known_blocks(sequence)
         num_known_tokens = len(known) * self.block_size
-        encoder_blocks = self._sibling_encoder_blocks(sequence)
+        encoder_blocks = self._sharing.encoder_blocks(sequence)
         num_encoder_tokens = 0 if encoder_blocks else len(sequence.request.encoder_token_ids)
-        count = self._chunk(sequence, num_known_tokens, max(1, budget - num_encoder_tokens))
+        count = self._sharing.chunk(sequence, num_known_tokens, max(1, budget - num_encoder_tokens))
         if self._whole_prompts and count < sequence.num_tokens:
             return None
         num_encoder_blocks = self.reach.num_blocks(num_encoder_tokens)
@@ -221,16 +218,14 @@ class Scheduler:
         while needed + self.pool.num_free_of(shared) > self.pool.num_free:
             if not self._preempt_for(sequence, plan):
                 return None
-        state_from = None
-        if self.snapshots is not None and known:
-            state_from = self.snapshots.use(sequence.digests[len(known) - 1])
+        state_from = self._sharing.use_state(sequence, len(known))
         self.pool.share(shared)
         blocks = self.pool.allocate(needed)  # may take blocks before the window, whose snapshots go with them
         assert blocks is not None
         sequence.encoder_blocks = encoder_blocks or blocks[:num_encoder_blocks]
         sequence.blocks, sequence.num_passed_blocks = [*known, *blocks[num_encoder_blocks:]], num_passed
         sequence.num_computed_tokens, sequence.num_published = num_known_tokens, len(known)
-        self._count_hit(sequence, num_known_tokens)
+        self._sharing.count_hit(sequence, num_known_tokens)
         self.waiting.remove(sequence)
         bisect.insort(self.running, sequence, key=_order)
         sequence.slot, sequence.num_table_blocks = self._free_slots.pop(), 0
@@ -239,7 +234,7 @@ class Scheduler:
     def _admit_after(self, first: Sequence, budget: int, plan: list[ScheduledSequence]) -> ScheduledSequence | None:
         """Starts the first waiting sequence that need not wait for its request's prompt."""
         for sequence in self.waiting:
-            if not self._waits_for_sibling(sequence):
+            if not self._sharing.waits_for_sibling(sequence):
                 return self._admit(sequence, budget, plan)
         return None
 
@@ -263,152 +258,6 @@ class Scheduler:
         """Preempts everything that runs, as if memory had run out; for tests."""
         for sequence in list(self.running):
             self._preempt(sequence, [])
-
-    # ---- prefixes ------------------------------------------------------------------------------------------------
-
-    def _known_blocks(self, sequence: Sequence) -> list[int]:
-        """Blocks that hold the sequence's beginning already, from a sibling or from the prefix cache.
-
-        Those before the window of the token that follows may hold anything: what stands for them in the list is not read.
-        The last token is always computed, as its logits are wanted; so are all tokens where something is asked of each.
-        """
-        request = sequence.request
-        limit = (sequence.num_tokens - 1) // self.block_size
-        if request.computes_whole_prompt and sequence is request.sequences[0]:
-            return []
-        donor = self._sibling_with_prompt(sequence)
-        shared = donor.blocks[: self._num_shared_blocks(request)] if donor else []
-        if self.pool.prefix_cache is None:
-            return shared
-        cached = self._cached(sequence, limit)
-        return cached if len(cached) > len(shared) else shared
-
-    def _cached(self, sequence: Sequence, limit: int) -> list[int]:
-        """Blocks of the sequence's beginning that the prefix cache knows, `limit` at most."""
-        first_read = None if self.reach.window is None else lambda count: self.reach.first_read(count * self.block_size)
-        return self.pool.match(itertools.islice(self._digests(sequence), limit), first_read)
-
-    def _sibling_with_prompt(self, sequence: Sequence) -> Sequence | None:
-        """A running sequence of the request that has the prompt's KV, as far as one that starts behind it reads it."""
-        request = sequence.request
-        first = self.reach.first_read(self._num_shared_blocks(request) * self.block_size)
-        for other in request.sequences:
-            has_prompt = other.num_computed_tokens >= request.num_prompt_tokens and other.num_passed_blocks <= first
-            if other is not sequence and other.slot >= 0 and has_prompt:
-                return other
-        return None
-
-    def _num_shared_blocks(self, request: Request) -> int:
-        """Blocks of the prompt that its sequences share; its last token is computed by each."""
-        return (request.num_prompt_tokens - 1) // self.block_size
-
-    def _sibling_encoder_blocks(self, sequence: Sequence) -> list[int]:
-        """Blocks of a running sequence of the request that hold the encoder's output; empty if there is none."""
-        for other in sequence.request.sequences:
-            if other is not sequence and other.is_encoded:
-                return list(other.encoder_blocks)
-        return []
-
-    def _waits_for_sibling(self, sequence: Sequence) -> bool:
-        """Whether another sequence of the request is computing what this one could share: the prompt, the encoder's output."""
-        request = sequence.request
-        if len(request.sequences) == 1:
-            return False
-        running = [other for other in request.sequences if other is not sequence and other.slot >= 0]
-        if request.encoder_token_ids and running and not any(other.is_encoded for other in running):
-            return True
-        if request.num_prompt_tokens <= self.block_size:
-            return False
-        if self.snapshots is not None and not self.snapshots.num_slots:  # nothing can be shared
-            return False
-        if self._sibling_with_prompt(sequence) is not None:
-            return False
-        return any(other.num_computed_tokens < request.num_prompt_tokens for other in running)
-
-    def _digests(self, sequence: Sequence) -> Iterator[bytes]:
-        """Digests of the sequence's full blocks; computed when they are asked for, and kept."""
-        yield from sequence.digests
-        size = self.block_size
-        while (end := (len(sequence.digests) + 1) * size) <= sequence.num_tokens:
-            parent = (
-                sequence.digests[-1]
-                if sequence.digests
-                else root_digest(sequence.request.salt, sequence.request.encoder_token_ids)
-            )
-            sequence.digests.append(block_digest(parent, sequence.token_ids[end - size : end]))
-            yield sequence.digests[-1]
-
-    def _publish(self, sequence: Sequence) -> None:
-        """Makes the sequence's newly full blocks known to the prefix cache."""
-        cache = self.pool.prefix_cache
-        num_full = sequence.num_computed_tokens // self.block_size
-        if cache is None or num_full <= sequence.num_published:
-            return
-        for index, digest in enumerate(itertools.islice(self._digests(sequence), num_full)):
-            if index >= sequence.num_published:
-                cache.publish(sequence.blocks[index], digest)
-        sequence.num_published = num_full
-
-    def _count_hit(self, sequence: Sequence, num_known_tokens: int) -> None:
-        request, cache = sequence.request, self.pool.prefix_cache
-        if cache is not None and sequence is request.sequences[0] and not sequence.num_preemptions:
-            cache.num_queried_tokens += sequence.num_tokens
-            cache.num_hit_tokens += num_known_tokens
-            request.num_cached_tokens = min(num_known_tokens, request.num_prompt_tokens)
-
-    # ---- states in slots -----------------------------------------------------------------------------------------
-
-    def _known_state(self, sequence: Sequence) -> list[int]:
-        """As _known_blocks, but only as far as a snapshot reaches; decides where this sequence stops for snapshots.
-
-        It stops at the last full block, for a request with the same tokens, and where its way leaves that of an earlier
-        request: others will come that have just this beginning in common, such as a system prompt.
-        """
-        request, snapshots, size = sequence.request, self.snapshots, self.block_size
-        last = (sequence.num_tokens - 1) // size
-        sequence.stops = ()
-        if not snapshots.num_slots:
-            return []
-        num_matched, known = 0, []
-        if not request.computes_whole_prompt or sequence is not request.sequences[0]:
-            num_matched = len(self._cached(sequence, last))
-            num_known = snapshots.longest(sequence.digests[:num_matched])
-            while num_known and len(known := self._cached(sequence, num_known)) < num_known:  # its window is not there
-                num_known = snapshots.longest(sequence.digests[: num_known - 1])
-            known = known[:num_known]
-        least = len(known) + (_LEAST_SNAPSHOT_BLOCKS if len(request.sequences) == 1 else 1)
-        sequence.stops = tuple(sorted({count * size for count in (num_matched, last) if count >= least}))
-        return known
-
-    def _chunk(self, sequence: Sequence, start: int, budget: int) -> int:
-        """How many of the sequence's tokens from `start` on to compute at once: up to the next stop, or to a whole block."""
-        end = min(sequence.num_tokens, start + budget)
-        if self.snapshots is not None and self.snapshots.num_slots:
-            stop = next((stop for stop in sequence.stops if start < stop < end), None)
-            whole = end // self.block_size * self.block_size
-            if stop is not None:
-                end = stop
-            elif end < sequence.num_tokens and start < whole:
-                end = whole
-        return end - start
-
-    def _with_snapshot(self, part: ScheduledSequence) -> ScheduledSequence:
-        """The part with a slot for its state after the step, if it ends with a full block and that state is not known."""
-        sequence = part.sequence
-        num_blocks, rest = divmod(sequence.num_computed_tokens + part.num_tokens, self.block_size)
-        if rest or not self.snapshots.num_slots:
-            return part
-        digest = next(itertools.islice(self._digests(sequence), num_blocks - 1, None))
-        if digest in self.snapshots:
-            return part
-        return dataclasses.replace(part, state_to=self.snapshots.reserve(sequence.passing_snapshot))
-
-    def _store_snapshot(self, sequence: Sequence, slot: int) -> None:
-        """Lets others find the state after the sequence's last full block."""
-        digest = sequence.digests[sequence.num_computed_tokens // self.block_size - 1]
-        passing = sequence.num_computed_tokens not in sequence.stops
-        self.snapshots.store(digest, slot, passing=passing)
-        sequence.passing_snapshot = digest if passing else None
 
     # ---- counts --------------------------------------------------------------------------------------------------
 
