@@ -29,11 +29,12 @@ def num_kv_blocks(
     device: torch.device,
     *,
     num_snapshots: int = 0,
+    most_blocks: int | None = None,
 ) -> int:
     """Blocks of the KV cache, after what max_num_seqs sequences, and as many snapshots, keep beside their blocks.
 
-    Not more than max_num_seqs sequences of max_model_len tokens could use. Raises ValueError, saying what to change,
-    if not even one sequence of max_model_len tokens fits.
+    Not more than max_num_seqs sequences of max_model_len tokens could use, nor than `most_blocks`. Raises ValueError,
+    saying what to change, if not even one sequence of max_model_len tokens fits.
     """
     layouts = [layout for layout in layouts if layout is not None]
     block_bytes = config.block_size * sum(layout.bytes_per_token(dtype) for layout in layouts)
@@ -48,6 +49,8 @@ def num_kv_blocks(
             f"{budget / 2**20:,.0f}: lower --max-num-seqs or raise --kv-cache-memory-bytes"
         )
     num_blocks = needed * config.max_num_seqs
+    if most_blocks is not None:
+        num_blocks = min(num_blocks, most_blocks)
     if block_bytes:
         num_blocks = min((budget - fixed_bytes) // block_bytes, num_blocks)
     else:  # no layer keeps anything for a token: blocks are nothing but entries in the books

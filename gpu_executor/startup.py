@@ -63,6 +63,9 @@ def build_engine(config: ExecutorConfig, *, progress: bool = True) -> tuple[Engi
     )
     # Where nothing is read again in a later step, all layers share one memory.
     layouts = tuple(set(model.state_layouts)) if whole_prompts else model.state_layouts
+    most_blocks = None
+    if whole_prompts:  # what one step takes, each sequence's last block not full
+        most_blocks = -(-max(budget, max_model_len) // config.block_size) + config.max_num_seqs
     num_snapshots = num_snapshot_slots(config, layouts, dtype, max_model_len, device)
     num_blocks = num_kv_blocks(
         config,
@@ -73,6 +76,7 @@ def build_engine(config: ExecutorConfig, *, progress: bool = True) -> tuple[Engi
         budget,
         device,
         num_snapshots=num_snapshots or 0,
+        most_blocks=most_blocks,
     )
     prefix_caching = config.enable_prefix_caching and not whole_prompts
     runner = ModelRunner(

@@ -85,19 +85,20 @@ def describe(config: ExecutorConfig) -> Description:
     from gpu_executor.models.loader import resolve_dtype, weight_table
     from gpu_executor.models.names import find, is_of_head, required
 
+    task = None if config.task == "auto" else config.task
     dummy = config.load_format == "dummy"
     folder = resolve_model(config.model, revision=config.revision, download_dir=config.download_dir, weights=not dummy)
     model_config = read_model_config(folder, config.hf_overrides)
     dtype = resolve_dtype(config.dtype, model_config, torch.device("cpu"), folder=None if dummy else folder)
     if dummy:
-        resolved = registry.resolve(ConfigReader(model_config, config.max_model_len))
+        resolved = registry.resolve(ConfigReader(model_config, config.max_model_len), task)
         weights = []
         for name in required(resolved.spec, resolved.extras):
             found = find(name, resolved.spec)
             assert found is not None, name
             weights.append(DescribedWeight(name, found[1], found[0].value, "", ""))
     else:
-        resolved, rows = weight_table(folder, model_config, config.max_model_len)
+        resolved, rows = weight_table(folder, model_config, config.max_model_len, task)
         weights = []
         for row in rows:
             source = f"{row.stored.name} {row.stored.dtype}"

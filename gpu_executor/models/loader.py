@@ -203,10 +203,10 @@ class WeightRow:
 
 
 def weight_table(
-    folder: Path, config: dict[str, Any], max_model_len: int | None = None
+    folder: Path, config: dict[str, Any], max_model_len: int | None = None, task: str | None = None
 ) -> tuple[Resolved, list[WeightRow]]:
     """The resolved model and its tensors with their rules, from the headers alone: no weights are read."""
-    resolved = _resolve(config, max_model_len)
+    resolved = _resolve(config, max_model_len, task)
     checkpoint = Checkpoint(folder)
     rows = []
     for match in match_names(checkpoint.tensors, resolved.rules):

@@ -63,8 +63,6 @@ def resolve_pooler(
                 f"token id {token_id} of the pooler is not below the vocabulary's {spec.vocab_size:,} entries; "
                 "choose another with override_pooler_config"
             )
-    if override.returned_token_ids and spec.classifier is not None:
-        raise ValueError("returned_token_ids names columns of the vocabulary's head; this model has one of its own")
     normalize = files.normalize if files is not None else task == "embed"
     num_columns = spec.decoder.embed_size or spec.decoder.hidden_size
     if spec.classifier is not None and task != "embed":

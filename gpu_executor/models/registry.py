@@ -97,6 +97,8 @@ def resolve(config: ConfigReader, task: str | None = None, *, with_head: bool = 
         if resolved.spec.bidirectional:
             raise CheckpointError(f"config.json says that this {found.name} is not causal: it cannot generate")
         return resolved
+    if with_head and "generate" not in found.tasks:
+        raise NotOffered(f"{found.name} has no head over the vocabulary whose columns returned_token_ids could name")
     if resolved.spec.encoder is not None:
         raise NotOffered(f"{found.name} has an encoder and a decoder, and only generates")
     return dataclasses.replace(resolved, spec=dataclasses.replace(resolved.spec, has_head=with_head))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import pytest
 from forebay.errors import Aborted, CheckpointError, ForebayError, InvalidRequest, NotOffered
 from gpu_executor.engine import Engine
 from gpu_executor.request import PoolingParams, Request, Sampling
-from tests.gpu_executor.models.checkpoints import BASE, Case, case_of, tiny_checkpoint
+from tests.gpu_executor.models.checkpoints import Case, case_of, tiny_checkpoint
 from tests.gpu_executor.models.pooling_cases import CLASSIFY, EMBED
 from tests.gpu_executor.models.pooling_run import engine_of, pool
 
@@ -159,8 +161,11 @@ def test_a_mean_leaves_out_the_instruction(folders: dict[str, Path]) -> None:
     np.testing.assert_allclose(got[0], hidden[2:].mean(0), atol=1e-5)
 
 
-def test_every_table_that_rewards_need_is_there(tmp_path: Path) -> None:
-    """LlamaModel's files have no head, and columns of it are asked for."""
-    tiny_checkpoint(Case("base", "LlamaModel", BASE | {"model_type": "llama"}), tmp_path)
+def test_a_checkpoint_without_its_head_cannot_give_columns_of_it(folders: dict[str, Path], tmp_path: Path) -> None:
+    shutil.copytree(folders["llama-base"], tmp_path, dirs_exist_ok=True)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"architectures": ["LlamaForCausalLM"]}))
     with pytest.raises(CheckpointError, match=r"no tensor for head\.weight"):
         engine_of(tmp_path, task="reward", override_pooler_config={"returned_token_ids": [3]})
+    (vector,) = pool(engine_of(tmp_path, task="embed"), [[5, 6, 7]], PoolingParams("embed"))
+    assert np.linalg.norm(vector) == pytest.approx(1)

@@ -161,7 +161,6 @@ def test_overrides_that_cannot_be_are_named(override: dict[str, Any], message: s
         ("LlamaForCausalLM", {"pooling_type": "STEP", "step_tag_id": 199}, "token id 199 of the pooler is not below"),
         ("LlamaForCausalLM", {"returned_token_ids": [500]}, "token id 500 of the pooler is not below"),
         ("Qwen2ForProcessRewardModel", {}, "token id 151651 of the pooler is not below"),
-        ("Qwen2ForRewardModel", {"returned_token_ids": [5]}, "this model has one of its own"),
     ],
 )
 def test_overrides_that_do_not_fit_the_model_are_named(
@@ -169,6 +168,12 @@ def test_overrides_that_do_not_fit_the_model_are_named(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         _pooler(tmp_path, architecture, "reward", override)
+
+
+@pytest.mark.parametrize("architecture", ["Qwen2ForRewardModel", "LlamaModel", "BertModel"])
+def test_columns_of_a_head_that_is_not_there_are_refused(tmp_path: Path, architecture: str) -> None:
+    with pytest.raises(NotOffered, match=f"{architecture} has no head over the vocabulary"):
+        _pooler(tmp_path, architecture, "reward", {"returned_token_ids": [5]})
 
 
 def test_the_task_follows_the_checkpoint(tmp_path: Path) -> None:
