@@ -6,10 +6,11 @@ import asyncio
 from collections.abc import Callable
 
 import pytest
+from google.protobuf import descriptor_pool
 from grpc_health.v1 import health_pb2
 
 from forebay.errors import ForebayError
-from forebay.v1 import model_pb2, prompt_pb2, tokenizer_pb2
+from forebay.v1 import model_pb2, pooling_pb2, prompt_pb2, tokenizer_pb2
 from forebay.v1.errors_pb2 import ErrorReason
 from frontend.server import LIVENESS, SERVICE_NAMES
 from tests.frontend.fake_executor import WAIT_S, FakeExecutor, expected_tokens
@@ -54,6 +55,10 @@ async def test_server_without_requests_drains_at_once() -> None:
 PROMPT = prompt_pb2.Prompt(text="hello")
 CALLS: dict[str, Callable[[Tier], object]] = {
     "Generate": lambda up: up.generate(),
+    "Embed": lambda up: up.pooling.Embed(pooling_pb2.EmbedRequest(inputs=[PROMPT])),
+    "Classify": lambda up: up.pooling.Classify(pooling_pb2.ClassifyRequest(inputs=[PROMPT])),
+    "Score": lambda up: up.pooling.Score(pooling_pb2.ScoreRequest(queries=[PROMPT], documents=[PROMPT])),
+    "Reward": lambda up: up.pooling.Reward(pooling_pb2.RewardRequest(inputs=[PROMPT])),
     "Tokenize": lambda up: up.tokenizer.Tokenize(tokenizer_pb2.TokenizeRequest(prompt=PROMPT)),
     "Detokenize": lambda up: up.tokenizer.Detokenize(tokenizer_pb2.DetokenizeRequest(token_ids=[1])),
     "RenderChat": lambda up: up.tokenizer.RenderChat(tokenizer_pb2.RenderChatRequest()),
@@ -63,6 +68,8 @@ CALLS: dict[str, Callable[[Tier], object]] = {
 
 
 async def test_new_calls_of_every_method_are_refused_and_say_when_to_come_back() -> None:
+    services = map(descriptor_pool.Default().FindServiceByName, SERVICE_NAMES)
+    assert {method.name for service in services for method in service.methods} == {*CALLS, "StreamGenerate"}
     async with tier() as up:
         await begin_drain(up)
         for call in CALLS.values():

@@ -13,6 +13,7 @@ from forebay.executor.v1 import executor_pb2 as wire
 from forebay.rpc import error_from_rpc
 from forebay.v1 import tokenizer_pb2
 from forebay.v1.errors_pb2 import ErrorReason
+from forebay.v1.model_pb2 import MODEL_TASK_EMBED
 from tests.frontend.fake_executor import FakeExecutor
 from tests.frontend.harness import Tier, error_of, tier, until
 from tests.protos.proto_files import comments, enums, files
@@ -24,7 +25,6 @@ ELSEWHERE = {
     "FINGERPRINT_MISMATCH": "a session's opening: logged by the frontend, which does not use that executor",
     "CANCELLED": "a caller that cancelled, who knows: gRPC gives CANCELLED by itself",
     "NUMERIC": "the executor, for one request: passed on as it is",
-    "NOT_OFFERED": "the executor, for one request: passed on as it is",
 }
 # The reason in ErrorInfo is the executor's own in these; the frontend passes on whatever it is.
 PASSED_ON = {
@@ -145,6 +145,12 @@ async def of_text_side(reason: int, service: str) -> ForebayError:
         up.preprocessor.encode = up.preprocessor.render_chat = refuse
         if service == "chat":
             return await error_of(up.tokenizer.RenderChat(tokenizer_pb2.RenderChatRequest()))
+        return await error_of(up.generate())
+
+
+@reaches("NOT_OFFERED")
+async def _not_offered() -> ForebayError:
+    async with tier(FakeExecutor(tasks=[MODEL_TASK_EMBED])) as up:
         return await error_of(up.generate())
 
 

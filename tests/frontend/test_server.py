@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import grpc
 import pytest
+from google.protobuf import descriptor_pool
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
@@ -11,23 +12,14 @@ from forebay.errors import ForebayError
 from forebay.rpc import error_from_rpc
 from forebay.v1 import generation_pb2_grpc
 from forebay.v1.errors_pb2 import ErrorReason
-from frontend.server import (
-    GENERATION,
-    HARD_METADATA_BYTES,
-    HEALTH,
-    LIVENESS,
-    MODEL,
-    REFLECTION,
-    SERVICE_NAMES,
-    TOKENIZER,
-)  # fmt: skip
+from frontend.server import HARD_METADATA_BYTES, HEALTH, LIVENESS, REFLECTION, SERVICE_NAMES
 from tests.frontend.fake_executor import WAIT_S, FakeExecutor
 from tests.frontend.harness import Stream, Tier, client_channel, error_of, stream_request, tier
 
 METHODS = {
-    f"/{service.full_name}/{method.name}": method
-    for service in (GENERATION, TOKENIZER, MODEL, HEALTH, REFLECTION)
-    for method in service.methods
+    f"/{name}/{method.name}": method
+    for name in (*SERVICE_NAMES, HEALTH.full_name, REFLECTION.full_name)
+    for method in descriptor_pool.Default().FindServiceByName(name).methods
 }
 READY_NAMES = ("", *SERVICE_NAMES)
 
