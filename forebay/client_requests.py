@@ -9,10 +9,11 @@ from forebay.errors import InvalidRequest
 from forebay.sampling_params import SamplingParams
 from forebay.v1 import generation_pb2, prompt_pb2
 
-# A text, token ids, `{"prompt": …}` or `{"prompt_token_ids": …}` as in vLLM, or the message itself. For encoder-decoders
-# that is the encoder's, and the dictionaries take `decoder_prompt_token_ids` too.
-PromptInput = str | Sequence[int] | Mapping[str, Any] | prompt_pb2.Prompt
 Messages = Sequence[Mapping[str, Any]]
+# A text, token ids, `{"prompt": …}` or `{"prompt_token_ids": …}` as in vLLM, chat messages, or the message itself. For
+# encoder-decoders that is the encoder's, and the dictionaries take `decoder_prompt_token_ids` too; to score and classify
+# pairs, `token_type_ids` stands beside `prompt_token_ids`.
+PromptInput = str | Sequence[int] | Mapping[str, Any] | Messages | prompt_pb2.Prompt
 
 Request = TypeVar("Request", generation_pb2.GenerateRequest, generation_pb2.StreamGenerateRequest)
 
@@ -41,6 +42,17 @@ def generation_request(
         raise InvalidRequest(f"model, priority or request_id cannot be sent: {error}") from None
 
 
+def to_prompts(prompts: PromptInput | Sequence[PromptInput]) -> list[prompt_pb2.Prompt]:
+    """The messages of one prompt or many; raises InvalidRequest for what is none."""
+    first = prompts[0] if isinstance(prompts, Sequence) and prompts else None
+    one = isinstance(prompts, str | Mapping | prompt_pb2.Prompt) or isinstance(first, int) or _is_message(first)
+    return [to_prompt(prompts)] if one else [to_prompt(prompt) for prompt in prompts]
+
+
+def _is_message(value: object) -> bool:
+    return isinstance(value, Mapping) and "role" in value
+
+
 def to_prompt(prompt: PromptInput) -> prompt_pb2.Prompt:
     """The message of one prompt; raises InvalidRequest for what is none."""
     if isinstance(prompt, prompt_pb2.Prompt):
@@ -51,6 +63,8 @@ def to_prompt(prompt: PromptInput) -> prompt_pb2.Prompt:
         return _dictionary_prompt(prompt)
     if isinstance(prompt, bytes) or not isinstance(prompt, Iterable):
         raise _wrong("prompt", f"is a {type(prompt).__name__}; it can be a text, token ids or a dictionary")
+    if isinstance(prompt, Sequence) and prompt and _is_message(prompt[0]):
+        return chat_prompt(prompt)
     return prompt_pb2.Prompt(token_ids=to_token_ids(prompt, "prompt"))
 
 
@@ -58,8 +72,10 @@ def _dictionary_prompt(prompt: Mapping[str, Any]) -> prompt_pb2.Prompt:
     keys = prompt.keys() - {"decoder_prompt_token_ids"}
     if keys == {"prompt"} and isinstance(prompt["prompt"], str):
         message = to_prompt(prompt["prompt"])
-    elif "prompt_token_ids" in keys and keys <= {"prompt", "prompt_token_ids"}:
+    elif "prompt_token_ids" in keys and keys <= {"prompt", "prompt_token_ids", "token_type_ids"}:
         message = prompt_pb2.Prompt(token_ids=to_token_ids(prompt["prompt_token_ids"], "prompt_token_ids"))
+        if (type_ids := prompt.get("token_type_ids")) is not None:
+            message.token_ids.type_ids.extend(to_token_ids(type_ids, "token_type_ids").ids)
     else:
         found = ", ".join(map(str, prompt))
         raise _wrong(

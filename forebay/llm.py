@@ -9,15 +9,25 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from forebay.client_requests import Messages, PromptInput, chat_prompt, to_prompt
+from forebay.client_requests import Messages, PromptInput, chat_prompt, to_prompts
 from forebay.errors import InvalidRequest, NotOffered
 from forebay.llm_generation import GenerationRun
-from forebay.outputs import RequestOutput
+from forebay.llm_pooling import InputReader, PoolingRun, cosine_scores
+from forebay.outputs import (
+    ClassificationOutput,
+    EmbeddingOutput,
+    PoolingOutput,
+    PoolingRequestOutput,
+    RequestOutput,
+    ScoringOutput,
+)
+from forebay.pooling_params import PoolingParams
 from forebay.sampling_params import SamplingParams
 from forebay.v1 import prompt_pb2
 
 if TYPE_CHECKING:
-    from gpu_executor.engine import StepOutput
+    from gpu_executor.engine import Engine, StepOutput
+    from preprocess.pooling_encoder import PoolingInput
 
 
 class LLM:
@@ -32,7 +42,7 @@ class LLM:
         self,
         model: str,
         *,
-        task: str = "generate",
+        task: str = "auto",
         tokenizer: str | None = None,
         trust_remote_code: bool = False,
         revision: str | None = None,
@@ -41,6 +51,7 @@ class LLM:
         load_format: str = "auto",
         device: str = "auto",
         hf_overrides: dict[str, Any] | None = None,
+        override_pooler_config: dict[str, Any] | None = None,
         max_model_len: int | None = None,
         max_num_seqs: int = 256,
         max_num_batched_tokens: int | None = None,
@@ -55,12 +66,12 @@ class LLM:
         from pathlib import Path
 
         from forebay.hub import resolve_model
-        from gpu_executor.config import ExecutorConfig
+        from gpu_executor.config import TASKS, ExecutorConfig
         from gpu_executor.startup import build_engine
         from preprocess.preprocessor import Preprocessor
 
-        if task not in ("auto", "generate"):
-            raise NotOffered(f"task {task!r} is not offered; this version generates text (task='generate')")
+        if task not in TASKS:
+            raise NotOffered(f"task {task!r} is not offered; there are {', '.join(TASKS)}")
         folder = resolve_model(model, revision=revision, download_dir=download_dir, weights=load_format != "dummy")
         tokenizer_folder = (
             resolve_model(tokenizer, revision=None, download_dir=download_dir, weights=False) if tokenizer else None
@@ -71,11 +82,13 @@ class LLM:
         )
         config = ExecutorConfig(
             model=str(folder), dtype=dtype, load_format=load_format, device=device, hf_overrides=hf_overrides,
+            task=task, override_pooler_config=override_pooler_config,
             max_model_len=max_model_len, max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens,
             block_size=block_size, enable_prefix_caching=enable_prefix_caching, kv_cache_memory_bytes=kv_cache_memory_bytes,
             gpu_memory_utilization=gpu_memory_utilization, num_threads=num_threads, seed=seed,
         )  # fmt: skip
         self._engine, self._info = build_engine(config, progress=self._show_progress)
+        self._reader = InputReader(self._preprocessor, self._info)
         self._lock = threading.Lock()
         self._ids = itertools.count()
 
@@ -103,8 +116,7 @@ class LLM:
         One SamplingParams serves all prompts, or there is one for each. Everything is checked before anything runs, so a
         bad prompt raises InvalidRequest and costs nothing.
         """
-        given = _prompt_list(prompts, prompt_token_ids)
-        return self._run([to_prompt(prompt) for prompt in given], sampling_params, priority, use_tqdm)
+        return self._run(_prompt_list(prompts, prompt_token_ids), sampling_params, priority, use_tqdm)
 
     def chat(
         self,
@@ -125,6 +137,97 @@ class LLM:
         ]
         return self._run(prompts, sampling_params, None, use_tqdm)
 
+    def embed(
+        self,
+        prompts: PromptInput | Sequence[PromptInput],
+        *,
+        pooling_params: PoolingParams | None = None,
+        prompt_name: str = "",
+        use_tqdm: bool = True,
+    ) -> list[PoolingRequestOutput[EmbeddingOutput]]:
+        """One vector per input, whose directions tell how alike the inputs are; inputs are as in `generate`, or chats.
+
+        `prompt_name` is which of the checkpoint's named prompts, such as "query", stands before each text.
+        """
+        runs = self._pool(to_prompts(prompts), "embed", pooling_params, prompt_name, use_tqdm)
+        return [run.embedding() for run in runs]
+
+    def classify(
+        self,
+        prompts: PromptInput | Sequence[PromptInput],
+        *,
+        pooling_params: PoolingParams | None = None,
+        use_tqdm: bool = True,
+    ) -> list[PoolingRequestOutput[ClassificationOutput]]:
+        """How likely each class is, per input."""
+        runs = self._pool(to_prompts(prompts), "classify", pooling_params, "", use_tqdm)
+        return [run.classes(self._preprocessor.class_labels) for run in runs]
+
+    def encode(
+        self,
+        prompts: PromptInput | Sequence[PromptInput],
+        pooling_params: PoolingParams | None = None,
+        *,
+        use_tqdm: bool = True,
+    ) -> list[PoolingRequestOutput[PoolingOutput]]:
+        """What the model makes of each input, as a tensor: of a reward model a row for each token or step."""
+        task = next((task for task in self._info.tasks if task != "generate"), "reward")
+        runs = self._pool(to_prompts(prompts), task, pooling_params, "", use_tqdm)
+        by_token = self._engine.pooler.kind in ("all", "step")
+        return [run.data(by_token=by_token) for run in runs]
+
+    def score(
+        self,
+        data_1: PromptInput | Sequence[PromptInput],
+        data_2: PromptInput | Sequence[PromptInput] | None = None,
+        *,
+        pooling_params: PoolingParams | None = None,
+        use_tqdm: bool = True,
+    ) -> list[PoolingRequestOutput[ScoringOutput]]:
+        """How well each document of `data_2` answers its query of `data_1`, or the only one; cosines of a model that embeds.
+
+        Without `data_2`, each of `data_1` is a whole pair, as token ids (and `token_type_ids`).
+        """
+        self._reader.check_task("score", "embed")
+        params, first = pooling_params or PoolingParams(), to_prompts(data_1)
+        if data_2 is None:
+            return [run.score() for run in self._pool(first, "score", params, "", use_tqdm)]
+        second = to_prompts(data_2)
+        if len(first) not in (1, len(second)):
+            raise InvalidRequest(f"there are {len(first)} queries and {len(second)} documents")
+        if "score" not in self._info.tasks:
+            runs = self._pool([*first, *second], "embed", params, "", use_tqdm)
+            return cosine_scores(runs[: len(first)], runs[len(first) :])
+        queries = first * len(second) if len(first) == 1 else first
+        pairs = self._reader.pairs(queries, second, params)
+        return [run.score() for run in self._pool_inputs(pairs, "score", params, use_tqdm)]
+
+    def _pool(
+        self,
+        prompts: list[prompt_pb2.Prompt],
+        task: str,
+        params: PoolingParams | None,
+        prompt_name: str,
+        use_tqdm: bool,
+    ) -> list[PoolingRun]:
+        params = params or PoolingParams()
+        self._reader.check_task(task)
+        return self._pool_inputs(self._reader.inputs(prompts, params, prompt_name), task, params, use_tqdm)
+
+    def _pool_inputs(
+        self, inputs: list[PoolingInput], task: str, params: PoolingParams, use_tqdm: bool
+    ) -> list[PoolingRun]:
+        with self._lock:
+            engine = self._open_engine()
+            runs = [PoolingRun(engine, next(self._ids), found, task, params) for found in inputs]
+            self._step_until_done(runs, show=use_tqdm and self._show_progress)
+        return runs
+
+    def _open_engine(self) -> Engine:
+        if self._engine is None:
+            raise RuntimeError("this LLM was closed")
+        return self._engine
+
     def _run(
         self,
         prompts: list[prompt_pb2.Prompt],
@@ -132,15 +235,14 @@ class LLM:
         priority: Sequence[int] | None,
         use_tqdm: bool,
     ) -> list[RequestOutput]:
-        if self._engine is None:
-            raise RuntimeError("this LLM was closed")
+        engine = self._open_engine()
         params = _param_list(sampling_params, len(prompts))
         if priority is not None and len(priority) != len(prompts):
             raise InvalidRequest(f"there are {len(prompts)} prompts and {len(priority)} priorities")
         with self._lock:
             runs = [
                 GenerationRun(
-                    self._engine,
+                    engine,
                     self._info,
                     self._preprocessor,
                     next(self._ids),
@@ -153,11 +255,11 @@ class LLM:
             self._step_until_done(runs, show=use_tqdm and self._show_progress)
         return [run.output() for run in runs]
 
-    def _step_until_done(self, runs: list[GenerationRun], *, show: bool) -> None:
+    def _step_until_done(self, runs: list[GenerationRun] | list[PoolingRun], *, show: bool) -> None:
         engine, by_key = self._engine, {run.key: run for run in runs}
         # The next one is at the end: the engine is given few at a time, so the order among the rest is kept here.
         waiting = sorted(runs, key=lambda run: (run.request.priority, run.key), reverse=True)
-        with tqdm(total=len(runs), desc="generating", unit="prompt", disable=None if show else True) as bar:
+        with tqdm(total=len(runs), desc="running", unit="prompt", disable=None if show else True) as bar:
             try:
                 while waiting or engine.has_work:
                     while waiting and len(engine.scheduler.waiting) < engine.scheduler.max_num_seqs:
@@ -168,7 +270,7 @@ class LLM:
                     engine.abort(key)
                 raise
 
-    def _deliver(self, output: StepOutput, by_key: dict[object, GenerationRun], bar: tqdm) -> None:
+    def _deliver(self, output: StepOutput, by_key: dict[object, Any], bar: tqdm) -> None:
         for _, error in output.failed:
             raise error
         for item in output.prompt_logprobs:
@@ -180,19 +282,20 @@ class LLM:
             if run.request.finished and not run.reported:
                 run.reported = True
                 bar.update()
+        for pooled in output.pooled:
+            by_key[pooled.request.key].add_rows(pooled)
+            bar.update(pooled.finished)
 
 
 def _prompt_list(
     prompts: PromptInput | Sequence[PromptInput] | None,
     prompt_token_ids: Sequence[int] | Sequence[Sequence[int]] | None,
-) -> list[PromptInput]:
+) -> list[prompt_pb2.Prompt]:
     if (prompts is None) == (prompt_token_ids is None):
         raise InvalidRequest("give either prompts or prompt_token_ids")
-    if prompt_token_ids is not None:
-        one = not prompt_token_ids or isinstance(prompt_token_ids[0], int)
-        return [prompt_token_ids] if one else list(prompt_token_ids)
-    one = isinstance(prompts, (str, Mapping, prompt_pb2.Prompt)) or (bool(prompts) and isinstance(prompts[0], int))
-    return [prompts] if one else list(prompts)
+    if prompts is not None:
+        return to_prompts(prompts)
+    return to_prompts(prompt_token_ids or [[]])
 
 
 def _param_list(params: SamplingParams | Sequence[SamplingParams] | None, count: int) -> list[SamplingParams]:

@@ -1,10 +1,10 @@
-"""Owns what generation gives, online and offline, in the shape that vLLM users know."""
+"""Owns what models give, online and offline, in the shape that vLLM users know."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -83,3 +83,57 @@ def logprobs_by_id(
         if other not in found:
             found[other] = Logprob(logprob, rank if rank <= num_top else None, decode(other))
     return found
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class EmbeddingOutput:
+    """A text as a vector."""
+
+    embedding: list[float]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ClassificationOutput:
+    """How likely each class is."""
+
+    probs: list[float]
+    labels: list[str] = dataclasses.field(default_factory=list)  # the classes' names; empty where there are none
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ScoringOutput:
+    """How well a document answers a query."""
+
+    score: float  # higher for a better match
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PoolingOutput:
+    """What a model made of hidden states, whatever that is."""
+
+    # Offline a torch.Tensor as in vLLM: (columns,), or (rows, columns) with a row per token or step. Of a server, the rows.
+    data: Any
+
+
+Pooled = TypeVar("Pooled", EmbeddingOutput, ClassificationOutput, ScoringOutput, PoolingOutput)
+
+
+@dataclasses.dataclass(slots=True)
+class PoolingRequestOutput(Generic[Pooled]):
+    """What became of one input, offline."""
+
+    request_id: str
+    outputs: Pooled
+    prompt_token_ids: list[int]  # of a score by embeddings: the query's, then the document's
+    finished: bool = True
+    num_cached_tokens: int = 0  # of the prompt, that the prefix cache held
+
+
+@dataclasses.dataclass(slots=True)
+class PoolingResponse(Generic[Pooled]):
+    """What a server made of the inputs of one call."""
+
+    request_id: str
+    outputs: list[Pooled]  # in the inputs' order
+    num_prompt_tokens: int = 0  # over all inputs
+    num_cached_tokens: int = 0

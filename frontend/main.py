@@ -21,7 +21,7 @@ from forebay.hub import resolve_model
 from frontend.config import FrontendConfig
 from frontend.detokenizer import SequenceText
 from frontend.logs import set_up_logging
-from frontend.model_catalogue import ServedModel, class_labels
+from frontend.model_catalogue import ServedModel
 from frontend.sampling import resolve_sampling
 from frontend.server import FrontendServer, session_settings
 from preprocess.preprocessor import Preprocessor
@@ -67,13 +67,7 @@ def load_model_folder(config: FrontendConfig) -> tuple[Path, ServedModel, wire.F
     architectures = architecture_config.get("architectures") or [""]
     names = config.served_model_name or (folder.name if Path(config.model).is_dir() else config.model,)
     digest = model_digest(architecture_config)
-    model = ServedModel(
-        names=names,
-        architecture=architectures[0],
-        model_digest=digest,
-        preprocessor=preprocessor,
-        labels=class_labels(architecture_config),
-    )
+    model = ServedModel(names=names, architecture=architectures[0], model_digest=digest, preprocessor=preprocessor)
     fingerprint = wire.Fingerprint(
         model_digest=digest,
         # A tokenizer from elsewhere is a choice of the operator: executors, which never see it, hold the model's own.

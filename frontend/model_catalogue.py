@@ -23,7 +23,6 @@ class ServedModel:
     architecture: str
     model_digest: str
     preprocessor: Any  # preprocess.preprocessor.Preprocessor
-    labels: tuple[str, ...] = ()  # names of classes, by number, where the checkpoint gives them
 
     def check_name(self, name: str) -> None:
         """Raises NotFound unless the name is one of ours; empty is."""
@@ -32,16 +31,8 @@ class ServedModel:
 
     def labels_of(self, num_classes: int) -> tuple[str, ...]:
         """The classes' names; none where the executors tell another number of classes apart than the checkpoint names."""
-        return self.labels if len(self.labels) == num_classes else ()
-
-
-def class_labels(config: dict[str, Any]) -> tuple[str, ...]:
-    """The names of classes that a config.json gives, by number; empty where it names none, or leaves one out."""
-    labels = config.get("id2label")
-    if not isinstance(labels, dict):
-        return ()
-    found = [labels.get(str(number)) for number in range(len(labels))]
-    return tuple(found) if all(isinstance(label, str) for label in found) else ()
+        labels = self.preprocessor.class_labels
+        return labels if len(labels) == num_classes else ()
 
 
 class ModelService:

@@ -14,7 +14,7 @@ from forebay.executor.v1 import executor_pb2 as wire
 from forebay.v1 import pooling_pb2 as api
 from forebay.v1 import prompt_pb2
 from forebay.v1.model_pb2 import MODEL_TASK_CLASSIFY, MODEL_TASK_EMBED, MODEL_TASK_REWARD, MODEL_TASK_SCORE
-from frontend.dispatcher import Dispatcher
+from frontend.dispatcher import Dispatcher, ModelFacts
 from frontend.embedding_formats import checked_format, cosines, pack, row_bytes
 from frontend.model_catalogue import ServedModel
 from frontend.pooling_call import Pooled, PoolingCall, PoolingJob
@@ -58,7 +58,9 @@ class PoolingService:
                 params.dimensions = dimensions
             if request.HasField("normalize"):
                 params.normalize = request.normalize
-            jobs = self._jobs(request.inputs, "inputs", _max_tokens(request), call, prompt_name=request.prompt_name)
+            jobs = self._jobs(
+                request.inputs, "inputs", _max_tokens(request, call.facts), call, prompt_name=request.prompt_name
+            )
             vectors = _matrix(await call.run(jobs, params))  # (N, dimensions)
             embeddings, scales = pack(vectors, format)
             return api.EmbedResponse(
@@ -75,7 +77,7 @@ class PoolingService:
         _check_count(request.inputs, "inputs")
         async with self._enter(request, context, MODEL_TASK_CLASSIFY) as (scope, call):
             self._check_size(len(request.inputs) * 4 * call.facts.num_classes)
-            jobs = self._jobs(request.inputs, "inputs", _max_tokens(request), call)
+            jobs = self._jobs(request.inputs, "inputs", _max_tokens(request, call.facts), call)
             classes = _matrix(await call.run(jobs, _with_activation(MODEL_TASK_CLASSIFY, request)))  # (N, classes)
             return api.ClassifyResponse(
                 request_id=scope.request_id,
@@ -94,7 +96,7 @@ class PoolingService:
                 f"there are {len(request.queries):,} queries; they {rule}", fields=(("queries", rule),)
             )
         async with self._enter(request, context, MODEL_TASK_SCORE, MODEL_TASK_EMBED) as (scope, call):
-            max_tokens = _max_tokens(request)
+            max_tokens = _max_tokens(request, call.facts)
             if MODEL_TASK_SCORE in call.facts.tasks:
                 jobs = self._pair_jobs(request, max_tokens, call)
                 rows = _matrix(await call.run(jobs, _with_activation(MODEL_TASK_SCORE, request)))  # (N, 1)
@@ -114,7 +116,7 @@ class PoolingService:
         """A table of numbers per input."""
         _check_count(request.inputs, "inputs")
         async with self._enter(request, context, MODEL_TASK_REWARD) as (scope, call):
-            jobs = self._jobs(request.inputs, "inputs", _max_tokens(request), call)
+            jobs = self._jobs(request.inputs, "inputs", _max_tokens(request, call.facts), call)
             results = await call.run(jobs, _with_activation(MODEL_TASK_REWARD, request))
             self._check_size(sum(pooled.rows.nbytes for pooled in results))
             tables = [
@@ -186,13 +188,14 @@ def _check_count(inputs: Sequence[prompt_pb2.Prompt], field: str) -> None:
         raise InvalidRequest(f"there are {len(inputs):,} {field}; they {rule}", fields=((field, rule),))
 
 
-def _max_tokens(request: Request) -> int | None:
+def _max_tokens(request: Request, facts: ModelFacts) -> int | None:
+    """How many tokens of a longer input are kept, and no more than the model takes; None: it is refused."""
     if not request.HasField("truncate_prompt_tokens"):
         return None
     if not request.truncate_prompt_tokens:
         rule = "must be at least 1"
         raise InvalidRequest(f"truncate_prompt_tokens is 0; it {rule}", fields=(("truncate_prompt_tokens", rule),))
-    return request.truncate_prompt_tokens
+    return min(request.truncate_prompt_tokens, facts.max_model_len)
 
 
 def _with_activation(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import tokenizers
 
@@ -35,6 +36,7 @@ class Preprocessor:
         default_sampling: sampling_pb2.SamplingParams | None = None,
         decoder_start_token_id: int | None = None,
         sentence_prompts: SentencePrompts | None = None,
+        class_labels: tuple[str, ...] = (),
         template_problem: str = "the model's tokenizer comes without a chat template: send text or token ids",
     ) -> None:
         self._text = text_tokenizer
@@ -43,6 +45,7 @@ class Preprocessor:
         self.eos_token_ids = eos_token_ids
         self._decoder_start_token_id = decoder_start_token_id
         self.default_sampling = default_sampling or sampling_pb2.SamplingParams()
+        self.class_labels = class_labels  # by number; empty where the checkpoint names none
         self.pooling = PoolingEncoder(text_tokenizer, self.encode, sentence_prompts or SentencePrompts())
 
     @classmethod
@@ -72,6 +75,7 @@ class Preprocessor:
             default_sampling=default_sampling(generation),
             decoder_start_token_id=decoder_start_token_id(generation, config),
             sentence_prompts=read_sentence_prompts(Path(folder)),
+            class_labels=_class_labels(config),
             **problem,
         )
 
@@ -177,3 +181,12 @@ def _not_empty(token_ids: list[int]) -> list[int]:
     if not token_ids:
         raise InvalidRequest("the prompt has no tokens", ErrorReason.ERROR_REASON_EMPTY_PROMPT)
     return token_ids
+
+
+def _class_labels(config: dict[str, Any]) -> tuple[str, ...]:
+    """The names of classes that a config.json gives, by number; empty where it names none, or leaves one out."""
+    labels = config.get("id2label")
+    if not isinstance(labels, dict):
+        return ()
+    found = [labels.get(str(number)) for number in range(len(labels))]
+    return tuple(found) if all(isinstance(label, str) for label in found) else ()

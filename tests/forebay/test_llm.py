@@ -321,8 +321,8 @@ def test_the_models_own_sampling_defaults_hold_where_nothing_is_set(tmp_path: Pa
 
 
 def test_what_is_not_served_says_so() -> None:
-    with pytest.raises(NotOffered, match="task 'embed'"):
-        LLM(str(MODEL), task="embed")
+    with pytest.raises(NotOffered, match="task 'dance'"):
+        LLM(str(MODEL), task="dance")
     with pytest.raises(NotFound, match="no folder"):
         LLM("/no/such/model")
 

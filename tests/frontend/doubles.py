@@ -25,6 +25,7 @@ class FakePreprocessor:
     has_chat_template = False
     tokenizer_vocab_size = 128
     eos_token_ids = (2,)
+    class_labels = ()
     default_sampling = sampling_pb2.SamplingParams(temperature=0.5)
     tokenizer = object()
 

@@ -153,7 +153,6 @@ async def tier(
     ready: int | None = None,
     session: dict[str, Any] | None = None,
     preprocessor: Any = None,
-    labels: tuple[str, ...] = (),
     **settings: Any,
 ) -> AsyncIterator[Tier]:
     """A tier with these executors (one that runs by itself, if none is given); at the end nothing may be left in it.
@@ -168,7 +167,7 @@ async def tier(
     config = FrontendConfig(model="tiny", **settings)
     fake = FakePreprocessor()
     preprocessor = preprocessor or fake
-    model = ServedModel(("tiny", "also-tiny"), "FakeForCausalLM", "digest", preprocessor, labels)
+    model = ServedModel(("tiny", "also-tiny"), "FakeForCausalLM", "digest", preprocessor)
     fingerprint = wire.Fingerprint(model_digest="digest", tokenizer_digest="words")
     defaults = {"stall_s": config.executor_stall_s, "connect_timeout_s": 2.0, "refused_retry_s": 0.05}
     server = FrontendServer(

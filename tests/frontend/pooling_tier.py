@@ -31,9 +31,11 @@ def with_pairs() -> Tokenizer:
     return tokenizer
 
 
-def preprocessor_of(prompts: SentencePrompts | None = None, tokenizer: Tokenizer | None = None) -> Preprocessor:
+def preprocessor_of(
+    prompts: SentencePrompts | None = None, tokenizer: Tokenizer | None = None, labels: tuple[str, ...] = ()
+) -> Preprocessor:
     text = TextTokenizer(tokenizer or with_pairs(), named_tokens={}, chat_template=None)
-    return Preprocessor(text, sentence_prompts=prompts)
+    return Preprocessor(text, sentence_prompts=prompts, class_labels=labels)
 
 
 def executor_of(task: int, *others: int, **options: Any) -> FakeExecutor:

@@ -233,7 +233,7 @@ async def test_tasks_that_the_model_does_not_do_are_not_offered() -> None:
 async def test_classes_come_with_their_names() -> None:
     inputs = [[1, 2], [3]]
     labels = ("bad", "good", "odd")
-    async with tier(classifier(), preprocessor=preprocessor_of(), labels=labels) as up:
+    async with tier(classifier(), preprocessor=preprocessor_of(labels=labels)) as up:
         request = api.ClassifyRequest(inputs=[ids_prompt(*ids) for ids in inputs], activation=False)
         response = await up.pooling.Classify(request, timeout=WAIT_S)
         model = (await up.models.ListModels(ListModelsRequest())).models[0]
