@@ -10,7 +10,20 @@ if TYPE_CHECKING:
     from forebay.client import Client, TextStream, chat_prompt
     from forebay.errors import ForebayError
     from forebay.llm import LLM
-    from forebay.outputs import CompletionOutput, Logprob, RenderedChat, RequestOutput, TextDelta
+    from forebay.outputs import (
+        ClassificationOutput,
+        CompletionOutput,
+        EmbeddingOutput,
+        Logprob,
+        PoolingOutput,
+        PoolingRequestOutput,
+        PoolingResponse,
+        RenderedChat,
+        RequestOutput,
+        ScoringOutput,
+        TextDelta,
+    )
+    from forebay.pooling_params import PoolingParams
     from forebay.sampling_params import SamplingParams
 
 _MODULES = {
@@ -18,12 +31,19 @@ _MODULES = {
     "AsyncClient": "forebay.aio_client",
     "AsyncTextStream": "forebay.aio_client",
     "Client": "forebay.client",
+    "ClassificationOutput": "forebay.outputs",
     "CompletionOutput": "forebay.outputs",
+    "EmbeddingOutput": "forebay.outputs",
     "ForebayError": "forebay.errors",
     "Logprob": "forebay.outputs",
+    "PoolingOutput": "forebay.outputs",
+    "PoolingParams": "forebay.pooling_params",
+    "PoolingRequestOutput": "forebay.outputs",
+    "PoolingResponse": "forebay.outputs",
     "RenderedChat": "forebay.outputs",
     "RequestOutput": "forebay.outputs",
     "SamplingParams": "forebay.sampling_params",
+    "ScoringOutput": "forebay.outputs",
     "TextDelta": "forebay.outputs",
     "TextStream": "forebay.client",
     "chat_prompt": "forebay.client",
@@ -33,13 +53,20 @@ __all__ = [
     "LLM",
     "AsyncClient",
     "AsyncTextStream",
+    "ClassificationOutput",
     "Client",
     "CompletionOutput",
+    "EmbeddingOutput",
     "ForebayError",
     "Logprob",
+    "PoolingOutput",
+    "PoolingParams",
+    "PoolingRequestOutput",
+    "PoolingResponse",
     "RenderedChat",
     "RequestOutput",
     "SamplingParams",
+    "ScoringOutput",
     "TextDelta",
     "TextStream",
     "chat_prompt",
