@@ -10,12 +10,40 @@ import grpc
 
 from forebay.client_channel import DEFAULT_MAX_MESSAGE_BYTES, DEFAULT_SERVER, Metadata, channel_settings
 from forebay.client_outputs import StreamFacts, to_request_output
+from forebay.client_pooling import (
+    classify_request,
+    embed_request,
+    read_classes,
+    read_embeddings,
+    read_rewards,
+    read_scores,
+    reward_request,
+    score_request,
+)
 from forebay.client_requests import Messages, PromptInput, chat_prompt, generation_request, to_prompt, to_token_ids
 from forebay.errors import Cancelled
-from forebay.outputs import RenderedChat, RequestOutput, TextDelta
+from forebay.outputs import (
+    ClassificationOutput,
+    EmbeddingOutput,
+    PoolingOutput,
+    PoolingResponse,
+    RenderedChat,
+    RequestOutput,
+    ScoringOutput,
+    TextDelta,
+)
+from forebay.pooling_params import PoolingParams
 from forebay.rpc import error_from_rpc
 from forebay.sampling_params import SamplingParams
-from forebay.v1 import generation_pb2, generation_pb2_grpc, model_pb2, model_pb2_grpc, tokenizer_pb2, tokenizer_pb2_grpc
+from forebay.v1 import (
+    generation_pb2,
+    generation_pb2_grpc,
+    model_pb2,
+    model_pb2_grpc,
+    pooling_pb2_grpc,
+    tokenizer_pb2,
+    tokenizer_pb2_grpc,
+)
 
 
 class AsyncTextStream(StreamFacts):
@@ -95,6 +123,7 @@ class AsyncClient:
         else:
             self._channel = grpc.aio.secure_channel(target, settings.credentials, settings.options)
         self._generation = generation_pb2_grpc.GenerationServiceStub(self._channel)
+        self._pooling = pooling_pb2_grpc.PoolingServiceStub(self._channel)
         self._tokenizer = tokenizer_pb2_grpc.TokenizerServiceStub(self._channel)
         self._models = model_pb2_grpc.ModelServiceStub(self._channel)
 
@@ -185,6 +214,79 @@ class AsyncClient:
         return self.stream(
             prompt, sampling_params, model=model, priority=priority, request_id=request_id, timeout=timeout
         )
+
+    async def embed(
+        self,
+        inputs: PromptInput | Sequence[PromptInput],
+        pooling_params: PoolingParams | None = None,
+        *,
+        prompt_name: str = "",
+        format: str = "float32",
+        model: str = "",
+        priority: int = 0,
+        request_id: str = "",
+        timeout: float | None = None,
+    ) -> PoolingResponse[EmbeddingOutput]:
+        """One vector per input, in their order; inputs are as in `generate`, or conversations.
+
+        `format` is how the numbers travel: float32, float16, int8 or binary. `prompt_name` is which of the checkpoint's
+        named prompts, such as "query", stands before each text.
+        """
+        request = embed_request(
+            inputs,
+            pooling_params,
+            prompt_name=prompt_name,
+            format=format,
+            model=model,
+            priority=priority,
+            request_id=request_id,
+        )
+        return read_embeddings(await self._call(self._pooling.Embed, request, timeout))
+
+    async def classify(
+        self,
+        inputs: PromptInput | Sequence[PromptInput],
+        pooling_params: PoolingParams | None = None,
+        *,
+        model: str = "",
+        priority: int = 0,
+        request_id: str = "",
+        timeout: float | None = None,
+    ) -> PoolingResponse[ClassificationOutput]:
+        """How likely each class is, per input."""
+        request = classify_request(inputs, pooling_params, model=model, priority=priority, request_id=request_id)
+        return read_classes(await self._call(self._pooling.Classify, request, timeout))
+
+    async def score(
+        self,
+        queries: PromptInput | Sequence[PromptInput],
+        documents: PromptInput | Sequence[PromptInput] | None = None,
+        pooling_params: PoolingParams | None = None,
+        *,
+        model: str = "",
+        priority: int = 0,
+        request_id: str = "",
+        timeout: float | None = None,
+    ) -> PoolingResponse[ScoringOutput]:
+        """How well each document answers its query, or the only one; without documents, `queries` are pairs as token ids."""
+        request = score_request(
+            queries, documents, pooling_params, model=model, priority=priority, request_id=request_id
+        )
+        return read_scores(await self._call(self._pooling.Score, request, timeout))
+
+    async def reward(
+        self,
+        inputs: PromptInput | Sequence[PromptInput],
+        pooling_params: PoolingParams | None = None,
+        *,
+        model: str = "",
+        priority: int = 0,
+        request_id: str = "",
+        timeout: float | None = None,
+    ) -> PoolingResponse[PoolingOutput]:
+        """Rows of numbers per input, one for each token or step."""
+        request = reward_request(inputs, pooling_params, model=model, priority=priority, request_id=request_id)
+        return read_rewards(await self._call(self._pooling.Reward, request, timeout))
 
     async def tokenize(
         self,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import grpc
 
 from forebay.rpc import KEEPALIVE_OPTIONS
-from forebay.v1 import generation_pb2, model_pb2, tokenizer_pb2
+from forebay.v1 import generation_pb2, model_pb2, pooling_pb2, tokenizer_pb2
 
 DEFAULT_SERVER = "127.0.0.1:50051"
 DEFAULT_MAX_MESSAGE_BYTES = 64 << 20  # above the server's own limit: its answer says more than ours would
@@ -18,7 +18,7 @@ Metadata = Mapping[str, str] | Sequence[tuple[str, str | bytes]]
 
 _SERVICES = [
     service.full_name
-    for file in (generation_pb2, model_pb2, tokenizer_pb2)
+    for file in (generation_pb2, model_pb2, pooling_pb2, tokenizer_pb2)
     for service in file.DESCRIPTOR.services_by_name.values()
 ]
 
