@@ -123,10 +123,10 @@ def frontend(*executors: str, flags: tuple[str, ...] = ()) -> Iterator[tuple[Ser
 
 
 @contextlib.contextmanager
-def serve(*flags: str) -> Iterator[tuple[Server, str, str]]:
-    """`forebay serve` with the embedded model, once it says that it is ready; the addresses of frontend and executor."""
+def serve(*flags: str, model: Path = MODEL) -> Iterator[tuple[Server, str, str]]:
+    """`forebay serve` with a model, once it says that it is ready; the addresses of frontend and executor."""
     executor_address = f"127.0.0.1:{free_port()}"
-    command = ("serve", str(MODEL), "--port", "0", "--listen", executor_address, *EXECUTOR_FLAGS, *flags)
+    command = ("serve", str(model), "--port", "0", "--listen", executor_address, *EXECUTOR_FLAGS, *flags)
     with _running(*command) as server:
         address = server.line("ready: ").split(" on ")[1].partition(";")[0]
         yield server, address, executor_address
