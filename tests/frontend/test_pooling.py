@@ -251,7 +251,9 @@ async def test_pairs_are_read_together_in_the_tokenizers_template() -> None:
             queries=[text_prompt("hello my name")], documents=[text_prompt("the quick fox"), text_prompt("a dog [SEP]")]
         )
         response = await up.pooling.Score(request, timeout=WAIT_S)
-        first, second = sorted(up.executor.submits, key=lambda submit: submit.handle)
+        first, second = sorted(
+            up.executor.submits, key=lambda submit: len(submit.prompt_token_ids)
+        )  # sent in any order
     expected = tokenizer.encode("hello my name", "the quick fox")
     assert (list(first.prompt_token_ids), list(first.pooling.token_type_ids)) == (expected.ids, expected.type_ids)
     assert 1 in expected.type_ids
