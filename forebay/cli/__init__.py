@@ -46,6 +46,22 @@ VERBS = {
         "forebay.cli.chat", "talk with the model of a running server",
         'forebay chat --system "Answer in one sentence."',
     ),
+    "embed": Verb(
+        "forebay.cli.embed", "turn texts into vectors on a running server",
+        "forebay embed --input texts.txt --output vectors.npy",
+    ),
+    "classify": Verb(
+        "forebay.cli.classify", "tell classes of texts apart on a running server",
+        'forebay classify "I like it" "I do not"',
+    ),
+    "score": Verb(
+        "forebay.cli.score", "tell how well documents answer a query",
+        'forebay score "What is a forebay?" --input documents.txt',
+    ),
+    "reward": Verb(
+        "forebay.cli.reward", "rate texts and chats, token by token or step by step",
+        "forebay reward --input chats.jsonl --output rewards.jsonl",
+    ),
     "models": Verb(
         "forebay.cli.models", "list the architectures that can be served",
         "forebay models", "executor",

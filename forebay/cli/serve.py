@@ -18,9 +18,11 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 import forebay
+from forebay.aio_client import AsyncClient
 from forebay.cli.parser import VerbParser
 from forebay.flags import ConfigError, add_flags, check_file_keys, read_config
 from forebay.hub import resolve_model
+from forebay.v1.model_pb2 import ModelTask
 
 DESCRIPTION = """\
 Serves a model on this machine: an executor on loopback and a frontend before it, as two processes.
@@ -28,7 +30,14 @@ Serves a model on this machine: an executor on loopback and a frontend before it
 Takes every flag of `forebay executor` and `forebay frontend`. SIGTERM or Ctrl-C drains: what runs finishes, the frontend
 ends, then the executor; a second signal ends both at once. If either tier ends, so does the other."""
 
-SERVICE = "forebay.v1.GenerationService"
+SERVICE = "forebay.v1.ModelService"
+_EXAMPLES = {
+    ModelTask.MODEL_TASK_GENERATE: ("generate", '"Once upon a time"'),
+    ModelTask.MODEL_TASK_EMBED: ("embed", '"Once upon a time"'),
+    ModelTask.MODEL_TASK_CLASSIFY: ("classify", '"I like it"'),
+    ModelTask.MODEL_TASK_SCORE: ("score", '"What is a forebay?" "The basin that feeds a turbine."'),
+    ModelTask.MODEL_TASK_REWARD: ("reward", '"Two and two is four."'),
+}
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -92,11 +101,18 @@ class Pair:
                 await self._start("frontend")
                 if await self._first(_health(self._address, SERVICE, serving=True)):
                     print(f"ready: {self._model} on {self._address}; try", flush=True)
-                    print(f'  forebay generate --server {self._address} "Once upon a time"', flush=True)
+                    print(f"  {await self._example()}", flush=True)
                     await self._first(asyncio.Event().wait())
             return await self._shut_down()
         finally:
             self._signal_all(signal.SIGKILL)
+
+    async def _example(self) -> str:
+        """A command that the model can answer."""
+        async with AsyncClient(self._address, timeout=10.0) as client:
+            (task, *_) = (await client.get_model()).tasks
+        verb, words = _EXAMPLES[task]
+        return f"forebay {verb} --server {self._address} {words}"
 
     async def _start(self, name: str) -> None:
         command, environment = self._commands[name]

@@ -27,6 +27,7 @@ if _version_not_supported:
 
 class PoolingServiceStub:
     """Makes numbers of texts. A call takes up to 2,048 inputs and answers when all are done; if one fails, the call fails.
+    Chats end without the opening of an assistant's turn, unless they ask for one: nobody is going to answer.
     """
 
     def __init__(self, channel):
@@ -59,6 +60,7 @@ class PoolingServiceStub:
 
 class PoolingServiceServicer:
     """Makes numbers of texts. A call takes up to 2,048 inputs and answers when all are done; if one fails, the call fails.
+    Chats end without the opening of an assistant's turn, unless they ask for one: nobody is going to answer.
     """
 
     def Embed(self, request, context):
@@ -122,6 +124,7 @@ def add_PoolingServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class PoolingService:
     """Makes numbers of texts. A call takes up to 2,048 inputs and answers when all are done; if one fails, the call fails.
+    Chats end without the opening of an assistant's turn, unless they ask for one: nobody is going to answer.
     """
 
     @staticmethod

@@ -77,7 +77,7 @@ def test_help_loads_nothing_heavy() -> None:
     assert result.stdout.rstrip().endswith("heavy:")
 
 
-@pytest.mark.parametrize("verb", ["generate", "chat", "health"])
+@pytest.mark.parametrize("verb", ["generate", "chat", "embed", "classify", "score", "reward", "health"])
 def test_a_clients_verb_needs_neither_torch_nor_a_tokenizer(verb: str) -> None:
     code = (
         f"import sys, importlib; importlib.import_module({VERBS[verb].module!r}); "
