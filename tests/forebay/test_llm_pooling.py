@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 import importlib.util
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +13,14 @@ transformers = pytest.importorskip("transformers", reason="transformers is not i
 
 from forebay import LLM, PoolingParams, chat_prompt  # noqa: E402
 from forebay.errors import InvalidRequest, NotOffered  # noqa: E402
-from tests.frontend.pooling_tier import with_pairs  # noqa: E402
-from tests.preprocess.tokenizer_zoo import CHATML, tokenizer_json  # noqa: E402
+from tests.forebay.pooling_checkpoints import (  # noqa: E402
+    LABELS,
+    MAX_SENTENCE_TOKENS,
+    PROMPTS,
+    reference,
+    tokenizer,
+    write_checkpoint,
+)
 
 TEXTS = [
     "the quick brown fox",
@@ -24,50 +28,7 @@ TEXTS = [
     "a",
     "a forebay is the basin that feeds a turbine, and the fox jumps over it",
 ]
-QUERY, PROMPTS = "what is a basin", {"query": "hello my ", "document": ""}
-SIZES = {
-    "vocab_size": 512,
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 48,
-}
-LABELS = {0: "bad", 1: "good", 2: "odd"}
-
-
-def bert_config(**keys: Any) -> Any:
-    return transformers.BertConfig(**SIZES, max_position_embeddings=64, **keys)
-
-
-def save(folder: Path, model: Any, tokenizer: str) -> Path:
-    model.save_pretrained(folder)
-    (folder / "tokenizer.json").write_text(tokenizer)
-    return folder
-
-
-@functools.cache
-def reference(kind: str) -> Any:
-    """A tiny model with weights far enough from zero that every part of it matters."""
-    torch.manual_seed(7)
-    makers = {
-        "embed": lambda: transformers.BertModel(bert_config()),
-        "classify": lambda: transformers.BertForSequenceClassification(bert_config(id2label=LABELS)),
-        "score": lambda: transformers.BertForSequenceClassification(bert_config(num_labels=1)),
-        "decoder": lambda: transformers.Qwen2ForSequenceClassification(
-            transformers.Qwen2Config(**SIZES, num_key_value_heads=2, num_labels=3, pad_token_id=0)
-        ),
-    }
-    model = makers[kind]().eval()
-    for name, parameter in model.named_parameters():
-        torch.nn.init.normal_(parameter, mean=float(name.endswith("orm.weight")), std=0.3)
-    return model
-
-
-def tokenizer() -> Any:
-    inputs = ["input_ids", "token_type_ids", "attention_mask"]
-    return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=with_pairs(), pad_token="[UNK]", sep_token="[SEP]", cls_token="[CLS]", model_input_names=inputs
-    )
+QUERY = "what is a basin"
 
 
 def hidden(*texts: str, **options: Any) -> torch.Tensor:
@@ -87,23 +48,8 @@ def offline(folder: Path, **options: Any) -> LLM:
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    root, text = tmp_path_factory.mktemp("pooling"), with_pairs().to_str()
-    found = {kind: save(root / kind, reference(kind), text) for kind in ("embed", "classify", "score")}
-    found["decoder"] = save(root / "decoder", reference("decoder"), tokenizer_json("byte_level"))
-    (found["decoder"] / "chat_template.jinja").write_text(CHATML)
-    folder = found["sentence"] = save(root / "sentence", reference("embed"), text)
-    (folder / "1_Pooling").mkdir()
-    kinds = ("Transformer", "Pooling", "Normalize")
-    paths = ("", "1_Pooling", "2_Normalize")
-    modules = [{"path": p, "type": f"sentence_transformers.models.{k}"} for k, p in zip(kinds, paths, strict=True)]
-    for name, content in {
-        "modules.json": modules,
-        "1_Pooling/config.json": {"pooling_mode_mean_tokens": True, "include_prompt": False},
-        "config_sentence_transformers.json": {"prompts": PROMPTS, "default_prompt_name": None},
-        "sentence_bert_config.json": {"max_seq_length": 12},
-    }.items():
-        (folder / name).write_text(json.dumps(content))
-    return found
+    root = tmp_path_factory.mktemp("pooling")
+    return {kind: write_checkpoint(root, kind) for kind in ("embed", "classify", "score", "decoder", "sentence")}
 
 
 @pytest.fixture(scope="module")
@@ -152,13 +98,13 @@ def test_named_prompts_are_read_and_left_out_of_the_mean(llms: Any) -> None:
 def test_texts_longer_than_the_sentence_files_allow_are_refused_or_cut_if_asked_for(llms: Any) -> None:
     llm = llms("sentence")
     steps = llm._engine.num_steps
-    with pytest.raises(InvalidRequest, match="the model takes 12"):
+    with pytest.raises(InvalidRequest, match=f"the model takes {MAX_SENTENCE_TOKENS}"):
         llm.embed(["the fox", TEXTS[3]])
     assert llm._engine.num_steps == steps, "nothing runs if one input cannot"
-    side = {"truncation": True, "max_length": 12}
+    side = {"truncation": True, "max_length": MAX_SENTENCE_TOKENS}
     cut = tokenizer()
     cut.truncation_side = "left"
-    for asked in (-1, 12, 1000):
+    for asked in (-1, MAX_SENTENCE_TOKENS, 1000):
         params = PoolingParams(truncate_prompt_tokens=asked)
         (output,) = llm.embed(TEXTS[3], pooling_params=params)
         assert output.prompt_token_ids == cut(TEXTS[3], **side).input_ids
