@@ -79,7 +79,7 @@ class Dispatcher:
         self._facts: ModelFacts | None = None
         self._facts_known = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._was_ready = False
+        self._was_ready, self._max_num_seqs = False, 0
         self.on_change: Callable[[bool], None] = lambda ready: None
 
     @property
@@ -94,8 +94,8 @@ class Dispatcher:
 
     @property
     def max_num_seqs(self) -> int:
-        """Sequences that run at once at most, over all executors that take requests; at least 1."""
-        return max(1, sum(client.welcome.max_num_seqs for client in self._clients.values() if client.ready))
+        """Sequences that run at once at most, over all executors that take requests, or did last; at least 1."""
+        return max(1, self._max_num_seqs)
 
     @property
     def num_flights(self) -> int:
@@ -174,6 +174,8 @@ class Dispatcher:
             waiting, self._waiting = self._waiting, {}
             for flight in waiting:
                 self.launch(flight)
+        if self.ready:
+            self._max_num_seqs = sum(c.welcome.max_num_seqs for c in self._clients.values() if c.ready)
         if self.ready != self._was_ready:
             self._was_ready = self.ready
             self.on_change(self._was_ready)

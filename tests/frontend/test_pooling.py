@@ -382,6 +382,18 @@ async def test_inputs_of_a_lost_executor_are_pooled_from_the_beginning_on_anothe
         assert np.array_equal(found, [[pooled_at(ids, row, column) for column in range(2)] for row in range(3)])
 
 
+async def test_a_call_that_comes_while_no_executor_is_there_goes_on_as_wide_as_before() -> None:
+    executor = embedder(auto=False, max_num_seqs=4)
+    async with tier(executor, preprocessor=preprocessor_of(), executor_wait_s=20) as up:
+        await executor.kill()
+        await up.until_ready(0)
+        call = asyncio.ensure_future(embed(up, *(ids_prompt(number) for number in range(1, 7))))
+        await until(lambda: up.server.dispatcher.num_flights == 4)
+        executor.auto = True
+        await executor.start()
+        assert np.array_equal(vectors(await call), np.stack([vector_of([number]) for number in range(1, 7)]))
+
+
 def _skip_a_row(frame: wire.StepFrame) -> None:
     frame.pooled[0].first_row = 1
 
