@@ -169,7 +169,7 @@ async def tier(
     preprocessor = preprocessor or fake
     model = ServedModel(("tiny", "also-tiny"), "FakeForCausalLM", "digest", preprocessor)
     fingerprint = wire.Fingerprint(model_digest="digest", tokenizer_digest="words")
-    defaults = {"stall_s": config.executor_stall_s, "connect_timeout_s": 2.0, "refused_retry_s": 0.05}
+    defaults = {"stall_s": config.executor_stall_s, "connect_timeout_s": 60.0, "refused_retry_s": 0.05}
     server = FrontendServer(
         config,
         model,

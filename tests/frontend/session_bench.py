@@ -40,7 +40,7 @@ async def client_to(executor: FakeExecutor, **settings: float) -> AsyncIterator[
     await executor.start()
     events = Events()
     fingerprint = wire.Fingerprint(model_digest="digest")
-    settings = {"connect_timeout_s": 2.0, "refused_retry_s": 0.01, **settings}
+    settings = {"connect_timeout_s": 60.0, "refused_retry_s": 0.01, **settings}
     client = ExecutorClient(executor.address, SessionSettings("test", fingerprint, **settings), events)
     client.start()
     try:
