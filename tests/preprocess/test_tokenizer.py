@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
@@ -32,6 +32,7 @@ SHARED = {kind: text_tokenizer(kind) for kind in KINDS}
 @settings(max_examples=60, deadline=None)
 def test_text_without_special_tokens_has_the_ids_of_transformers(kind, text):
     ours = SHARED[kind]
+    assume(not ours.may_have_controls(text))
     theirs = PreTrainedTokenizerFast(tokenizer_object=ours.backend)
     for add in (True, False):
         assert ours.encode_user_text(text, add_special_tokens=add) == theirs(text, add_special_tokens=add)["input_ids"]
