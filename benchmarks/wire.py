@@ -14,9 +14,6 @@ import multiprocessing
 import resource
 import sys
 import time
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
 
 
 def main() -> int:

@@ -22,9 +22,9 @@ class SteppedEngine(Protocol):
     def step(self) -> list[str]: ...
 
 
-def prompt(engine: SteppedEngine, length: int, seed: int) -> list[int]:
-    """Random token ids; another seed shares no beginning, so that no prefix cache helps."""
-    draw = random.Random(seed)
+def prompt(engine: SteppedEngine, length: int, *seed: object) -> list[int]:
+    """Random token ids, the same in every process; another seed shares no beginning, so that no prefix cache helps."""
+    draw = random.Random(repr(seed))
     return [draw.randrange(3, engine.vocab_size - 300) for _ in range(length)]
 
 
@@ -52,14 +52,14 @@ def decode_rate(
     """Tokens per second of `batch` sequences beyond their first token: (T64 - T1) removes what the prompts cost."""
     times = []
     for count in (1, num_tokens):
-        prompts = [prompt(engine, prompt_len, hash((seed, batch, count, i))) for i in range(batch)]
+        prompts = [prompt(engine, prompt_len, seed, batch, count, i) for i in range(batch)]
         times.append(run(engine, prompts, count))
     return batch * (num_tokens - 1) / (times[1] - times[0])
 
 
 def prefill_rate(engine: SteppedEngine, length: int = 1024, *, seed: int = 0) -> float:
     """Prompt tokens per second of one prompt."""
-    return length / run(engine, [prompt(engine, length, hash((seed, "prefill")))], 1)
+    return length / run(engine, [prompt(engine, length, seed, "prefill")], 1)
 
 
 def longest_gap(
@@ -69,7 +69,7 @@ def longest_gap(
     _counter[0] += 1
     names = [f"{_counter[0]}-s{i}" for i in range(streams)]
     for i, name in enumerate(names):
-        engine.add(name, prompt(engine, 32, hash((seed, "stream", i))), 1 << 12)
+        engine.add(name, prompt(engine, 32, seed, "stream", i), 1 << 12)
     last: dict[str, float] = {}
     while len(last) < streams:
         last |= dict.fromkeys(engine.step(), time.perf_counter())
@@ -79,7 +79,7 @@ def longest_gap(
     last = dict.fromkeys(names, time.perf_counter())
     for arrival in range(arrivals):
         newcomer = f"{_counter[0]}-p{arrival}"
-        engine.add(newcomer, prompt(engine, length, hash((seed, "arrival", arrival))), 2)
+        engine.add(newcomer, prompt(engine, length, seed, "arrival", arrival), 2)
         due = 2
         while due:
             got = engine.step()
