@@ -48,5 +48,5 @@ def with_classifier(
 
 
 def with_score(resolved: Resolved, config: ConfigReader) -> Resolved:
-    """A decoder's ...ForSequenceClassification: `score` on the last token's hidden state."""
+    """A decoder that classifies sequences: `score` on the last token's hidden state."""
     return with_classifier(resolved, Classifier(read_num_classes(config)), SCORE)
