@@ -104,9 +104,9 @@ static void rows_of_chunk(const Linear *op, const char *x, int64_t ldx, int64_t 
     for (int64_t slab = 0; slab < op->tokens; slab += SLAB)
         for (int64_t row = first; row < last; row += ROWS)
             for (int64_t t = slab; t < min64(op->tokens, slab + SLAB); t += GROUP) {
-                /* Full groups and a rest are faster than even ones. The first asks for the tile after this. */
+                /* Full groups and a rest are faster than even ones. The first asks for the tile after the next. */
                 const Tile at = {.row = row, .token = t, .ldx = ldx, .x = x + t * x_row_bytes,
-                                 .next = t == 0 ? (const char *)op->w + (row + ROWS) * row_bytes : NULL};
+                                 .next = t == 0 ? (const char *)op->w + (row + 2 * ROWS) * row_bytes : NULL};
                 tiles[min64(GROUP, op->tokens - t) - 1](op, &at);
             }
 }
