@@ -131,7 +131,6 @@ class Outbox:
         self._frame: FrameBuilder | None = None
         self._ready = asyncio.Event()
         self._closed = False
-        self.num_frames = 0
         self.num_merged_steps = 0
 
     def put(self, message: executor_pb2.SessionResponse) -> None:
@@ -176,7 +175,6 @@ class Outbox:
         if self._frame is not None:
             self._messages.append(self._frame.build())
             self._frame = None
-            self.num_frames += 1
 
     async def messages(self) -> AsyncIterator[executor_pb2.SessionResponse]:
         """Everything that is put, in order, until close()."""

@@ -15,7 +15,6 @@ class PrefixCache:
         self._digest_of: dict[int, bytes] = {}
         self._stored: list[int] = []
         self._removed: list[int] = []
-        self.num_queried_tokens = 0
         self.num_hit_tokens = 0
         self.on_forget: Callable[[bytes], None] | None = None  # told each digest whose block is gone
 

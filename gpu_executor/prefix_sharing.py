@@ -132,7 +132,6 @@ class PrefixSharing:
     def count_hit(self, sequence: Sequence, num_known_tokens: int) -> None:
         request, cache = sequence.request, self._pool.prefix_cache
         if cache is not None and sequence is request.sequences[0] and not sequence.num_preemptions:
-            cache.num_queried_tokens += sequence.num_tokens
             cache.num_hit_tokens += num_known_tokens
             request.num_cached_tokens = min(num_known_tokens, request.num_prompt_tokens)
 
