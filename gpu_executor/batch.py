@@ -17,7 +17,7 @@ class Batch:
     """
 
     token_ids: torch.Tensor  # (T,) int64
-    positions: torch.Tensor  # (T,) int64
+    positions: torch.Tensor  # (T,) int64; tokens of media may share one
     query_start: torch.Tensor  # (R + 1,) int32
     seq_lens: torch.Tensor  # (R,) int32, the step's tokens counted in
     block_table: torch.Tensor  # (R, M) int32
@@ -25,6 +25,25 @@ class Batch:
     slot_mapping: torch.Tensor  # (T,) int64
     cross: CrossBatch | None = None  # of encoder-decoder models
     segments: torch.Tensor | None = None  # (T,) int64, of models that have token types
+    features: Features | None = None  # of media in the prompts
+    axes: torch.Tensor | None = None  # (3, T) int64: time, height and width, of models that rotate by them
+    rotation: Rotation | None = None  # made of `axes`, once for all layers
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Features:
+    """Rows of the step whose token embeddings media replaces."""
+
+    rows: torch.Tensor  # (n,) int64
+    values: torch.Tensor  # (n, D)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Rotation:
+    """Cosines and sines of each token of the step, where a position is more than a number."""
+
+    cos_sin: torch.Tensor  # (T, rope_dim) float32
+    rows: torch.Tensor  # (T,) int64: 0, 1, 2, …
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

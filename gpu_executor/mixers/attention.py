@@ -55,7 +55,10 @@ class AttentionMixer:
             q, k = self._normed(self._q_norm, q), self._normed(self._k_norm, k)
         if self._clip is not None:
             q, k, v = (t.clamp(-self._clip, self._clip) for t in (q, k, v))
-        return rope_kv_write(q, k, v, self.cos_sin, batch.positions, state.k, state.v, batch.slot_mapping)
+        cos_sin, positions = self.cos_sin, batch.positions
+        if batch.rotation is not None and cos_sin is not None:
+            cos_sin, positions = batch.rotation.cos_sin, batch.rotation.rows
+        return rope_kv_write(q, k, v, cos_sin, positions, state.k, state.v, batch.slot_mapping)
 
     def _normed(self, norm: NormLayer, heads: torch.Tensor) -> torch.Tensor:
         """heads (T, n, K) -> the same, normalized one by one or all together."""

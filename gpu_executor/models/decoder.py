@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from gpu_executor.batch import Batch, CrossBatch
 from gpu_executor.layers.linear import Linear
 from gpu_executor.mixers.state import State, StateLayout
 from gpu_executor.models.heads import ClassifierHead
-from gpu_executor.models.names import ENCODER
+from gpu_executor.models.names import ENCODER, TOWER
 from gpu_executor.models.rope import RopeTables
 from gpu_executor.models.spec import ModelSpec
 from gpu_executor.models.stack import Stack
+from gpu_executor.models.towers.assembly import assemble
+from gpu_executor.models.towers.tower import TowerInput
 from gpu_executor.models.weights import Weights
 
 
@@ -33,6 +37,9 @@ class Decoder:
         if spec.has_head:
             head = self._stack.embed if decoder.tied else weights.get("head.weight")
             self._head = Linear(head, weights.get("head.bias"))
+        self.tower = None
+        if spec.tower is not None:
+            self.tower = assemble(spec.tower, weights.below(TOWER), device)
         self.classify = None if spec.classifier is None else ClassifierHead(spec.classifier, weights)
         self._masked_ids = torch.tensor(decoder.masked_ids, device=device) if decoder.masked_ids else None
 
@@ -60,6 +67,12 @@ class Decoder:
         encoded = self._encoder(inputs, [scratch[layout] for layout in self._encoder.state_layouts])
         for block, state in zip(self._stack.blocks, states, strict=True):
             block.cross.remember(encoded, cross.slot_mapping, state)
+
+    @torch.inference_mode()
+    def encode_media(self, items: Sequence[TowerInput]) -> list[torch.Tensor]:
+        """Features (n, D) of each item, which take the place of token embeddings."""
+        assert self.tower is not None
+        return self.tower(items, self._stack.embed_tokens)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """hidden (N, D) -> (N, V) float32, the caller's to change."""

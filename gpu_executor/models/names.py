@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import functools
 import re
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -23,6 +24,8 @@ from gpu_executor.models.spec import (
     ModelSpec,
     Moe,
 )
+from gpu_executor.models.towers.assembly import tensor_shapes
+from gpu_executor.models.towers.tower import TowerSpec
 
 
 class Role(enum.Enum):
@@ -177,6 +180,7 @@ FLOAT32_NAMES = frozenset({"mlp.router.score_bias", "mixer.a", "mixer.d", "mixer
 
 _EVERY_LAYER = "layers.*."
 ENCODER = "encoder."  # stands before the names of an encoder's tensors
+TOWER = "tower."  # and before those of a tower, which are the names of its module's parameters
 
 
 def every_layer(*names: str) -> tuple[str, ...]:
@@ -196,6 +200,9 @@ def find(name: str, model: ModelSpec) -> tuple[Role, Shape] | None:
         if model.encoder is None or name.startswith(("embed.", "head.")):  # which are the decoder's
             return None
         return find(name, dataclasses.replace(model, decoder=model.encoder, encoder=None))
+    if name.startswith(TOWER):
+        shape = tower_shapes(model).get(name.removeprefix(TOWER))
+        return None if shape is None else (Role.REPLICATED, shape)
     if name in _MODEL_NAMES:
         decoder = model.decoder
         if (
@@ -250,7 +257,18 @@ def required(model: ModelSpec, extras: Iterable[str] = ()) -> list[str]:
     names += [
         extra for extra in extras if not extra.startswith(_EVERY_LAYER) and (model.has_head or not is_of_head(extra))
     ]
+    names += [TOWER + name for name in tower_shapes(model)]
     return names + ([] if encoder is None else [ENCODER + name for name in _required_in_stack(encoder, extras)])
+
+
+def tower_shapes(model: ModelSpec) -> dict[str, Shape]:
+    """Shapes of the parameters of the model's tower, by their names in its module; empty without a tower."""
+    return {} if model.tower is None else _tower_shapes(model.tower)
+
+
+@functools.lru_cache(maxsize=8)  # specs are compared by identity, and live as long as their model
+def _tower_shapes(tower: TowerSpec) -> dict[str, Shape]:
+    return tensor_shapes(tower)
 
 
 def _required_in_stack(decoder: DecoderSpec, extras: tuple[str, ...]) -> list[str]:

@@ -182,6 +182,16 @@ def cos_sin_table(rope: Rope, num_positions: int) -> torch.Tensor:
     return torch.cat((angles.cos(), angles.sin()), -1) * magnitude
 
 
+def rotate_by_axes(cos_sin: torch.Tensor, axes: torch.Tensor, sections: tuple[int, ...]) -> torch.Tensor:
+    """cos_sin (P, dim), positions on each axis (A, T) -> (T, dim): the first sections[0] pairs turn with axis 0, and so on."""
+    num_pairs = cos_sin.shape[1] // 2
+    counts = torch.tensor(sections, device=axes.device)
+    axis_of_pair = torch.arange(len(sections), device=axes.device).repeat_interleave(counts, output_size=num_pairs)
+    positions = axes[axis_of_pair].T  # (T, dim / 2)
+    pairs = torch.arange(num_pairs, device=axes.device)
+    return torch.cat((cos_sin[positions, pairs], cos_sin[positions, pairs + num_pairs]), -1)
+
+
 def frequencies(rope: Rope) -> tuple[torch.Tensor, float]:
     """(dim / 2,) float32 radians per position of each pair, and what cosines and sines are multiplied by."""
     exponents = torch.arange(0, rope.dim, 2, dtype=torch.int64).float() / rope.dim

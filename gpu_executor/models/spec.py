@@ -11,6 +11,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
+from gpu_executor.models.towers.tower import TowerSpec
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Norm:
@@ -68,6 +70,8 @@ class Rope:
     dim: int
     theta: float
     scaling: RopeScaling | None = None
+    # Pairs that turn with each axis of a token's position, in order (M-RoPE: Wang et al., 2024); empty: there is one axis.
+    sections: tuple[int, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -259,6 +263,8 @@ class ModelSpec:
     has_head: bool = True  # over the vocabulary
     classifier: Classifier | None = None
     pooling: Pooling | None = None  # what the architecture itself pools, if it has an opinion
+    tower: TowerSpec | None = None  # what makes rows of embeddings of media
+    prefix_bidirectional: bool = False  # tokens of a prompt with media see each other, whichever comes first
 
     @property
     def bidirectional(self) -> bool:

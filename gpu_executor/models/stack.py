@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 
 import torch
 
-from gpu_executor.batch import Batch
+from gpu_executor.batch import Batch, Rotation
 from gpu_executor.mixers.state import State, StateLayout
 from gpu_executor.models.build import build_block
-from gpu_executor.models.rope import RopeTables
-from gpu_executor.models.spec import DecoderSpec
+from gpu_executor.models.rope import RopeTables, rotate_by_axes
+from gpu_executor.models.spec import DecoderSpec, Rope
 from gpu_executor.models.weights import Weights
 from kernels.embedding import embedding
 
@@ -28,6 +29,11 @@ class Stack:
         self._project_in = weights.linear(f"{prefix}project_in")
         self._project_out = weights.linear(f"{prefix}project_out")
         self._norm = weights.norm(f"{prefix}norm", spec.norm)
+        ropes = [getattr(layer.mixer, "positions", None) for layer in spec.layers]
+        self._rope = next(
+            (rope for rope in ropes if isinstance(rope, Rope) and rope.sections), None
+        )  # all have the same
+        self._tables = tables
         self._starts = {skip.start for skip in spec.skips}
         self._skips = collections.defaultdict(list)
         for skip in spec.skips:
@@ -41,6 +47,10 @@ class Stack:
     def __call__(self, batch: Batch, states: list[State | None]) -> torch.Tensor:
         """Hidden states (T, D) after the last norm; writes the step's keys and values into `states`, one per layer."""
         x, residual = self._embedded(batch), None
+        if batch.axes is not None and self._rope is not None:
+            cos_sin = rotate_by_axes(self._tables(self._rope), batch.axes, self._rope.sections)
+            rows = torch.arange(len(cos_sin), device=cos_sin.device)
+            batch = dataclasses.replace(batch, rotation=Rotation(cos_sin, rows))
         saved: dict[int, torch.Tensor] = {}
         for index, (block, state) in enumerate(zip(self.blocks, states, strict=True)):
             if index in self._starts:
@@ -55,11 +65,18 @@ class Stack:
             hidden = residual.add_(x) if self._norm is None else self._norm.add(x, residual)[0]
         return hidden if self._project_out is None else self._project_out(hidden)
 
-    def _embedded(self, batch: Batch) -> torch.Tensor:
-        """(T, D): what the first block sees."""
-        x = embedding(batch.token_ids, self.embed)
+    def embed_tokens(self, token_ids: torch.Tensor) -> torch.Tensor:
+        """token_ids (n) -> rows (n, D) as media's features replace them: scaled, before anything is added."""
+        x = embedding(token_ids, self.embed)
         if self._embed_scale != 1.0:
             x *= self._embed_scale
+        return x
+
+    def _embedded(self, batch: Batch) -> torch.Tensor:
+        """(T, D): what the first block sees."""
+        x = self.embed_tokens(batch.token_ids)
+        if batch.features is not None:
+            x[batch.features.rows] = batch.features.values
         if self._project_in is not None:
             x = self._project_in(x)
         if self._segments is not None:

@@ -104,6 +104,10 @@ class Weights:
         """The tensor of a fused group, such as `layers.0.mixer.qkv.weight`, or of a canonical name; None if there is none."""
         return self._fused.get(name, self.slots.get(name))
 
+    def below(self, prefix: str) -> dict[str, torch.Tensor]:
+        """All tensors whose canonical names begin with the prefix, by the rest of their names."""
+        return {name.removeprefix(prefix): slot for name, slot in self.slots.items() if name.startswith(prefix)}
+
     def linear(self, name: str) -> Linear | None:
         """The linear layer of this name, with its bias if there is one; None if there is no such matrix."""
         weight = self.get(f"{name}.weight")

@@ -1,0 +1,1 @@
+"""Media of prompts: fetched, checked, decoded."""

@@ -1,0 +1,54 @@
+"""Owns which architectures take media, and finds a checkpoint's processor."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import pkgutil
+from collections.abc import Callable
+from pathlib import Path
+
+from preprocess.json_files import read_json
+from preprocess.processors.processor import Processor, ProcessorFiles
+from preprocess.tokenizer import TextTokenizer
+
+# None where a checkpoint of this architecture takes text alone.
+Factory = Callable[[ProcessorFiles], Processor | None]
+_FACTORIES: dict[str, Factory] = {}
+
+
+def processor(*architectures: str) -> Callable[[Factory], Factory]:
+    """Registers what makes the processor of checkpoints with these names in `architectures`."""
+
+    def register(factory: Factory) -> Factory:
+        for name in architectures:
+            assert name not in _FACTORIES, f"{name} is registered twice"
+            _FACTORIES[name] = factory
+        return factory
+
+    return register
+
+
+def load_processor(folder: Path, tokenizer: TextTokenizer | None) -> Processor | None:
+    """The processor of a folder; None where the model takes text alone, or has no tokenizer to write prompts with."""
+    config = read_json(folder / "config.json") or read_json(folder / "params.json")
+    _load_processors()
+    names = config.get("architectures") or (["mistral-format"] if "vision_encoder" in config else [])
+    factory = next((_FACTORIES[name] for name in names if name in _FACTORIES), None)
+    if factory is None or tokenizer is None:
+        return None
+    return factory(
+        ProcessorFiles(
+            config,
+            read_json(folder / "preprocessor_config.json"),
+            read_json(folder / "processor_config.json"),
+            tokenizer,
+        )
+    )
+
+
+@functools.cache
+def _load_processors() -> None:
+    package = importlib.import_module("preprocess.processors")
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"{package.__name__}.{module.name}")
