@@ -8,8 +8,9 @@ held (count > 0) ──release──▶ free, published   (oldest first to be ta
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
+from gpu_executor.block_reach import BlockReach
 from gpu_executor.prefix_cache import PrefixCache
 
 
@@ -59,9 +60,9 @@ class BlockPool:
                     self._free.move_to_end(block, last=False)
             assert self._holders[block] >= 0, f"block {block} was released more often than taken"
 
-    def match(self, digests: Iterable[bytes], first_read: Callable[[int], int] | None = None) -> list[int]:
-        """Blocks that hold the longest known beginning of `digests` (see PrefixCache.match); they are not held yet."""
-        return [] if self.prefix_cache is None else self.prefix_cache.match(digests, first_read)
+    def match(self, digests: Iterable[bytes], reach: BlockReach) -> list[list[int]]:
+        """Each group's blocks of the longest known beginning of `digests` (see PrefixCache.match); they are not held yet."""
+        return [[] for _ in reach.windows] if self.prefix_cache is None else self.prefix_cache.match(digests, reach)
 
     def num_free_of(self, blocks: Iterable[int]) -> int:
         """How many of these blocks are free now, which sharing them would use up."""

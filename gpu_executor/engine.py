@@ -157,10 +157,12 @@ class Engine:
         num_blocks = self.scheduler.pool.num_blocks
         if needed > num_blocks:
             size = self.scheduler.block_size
-            held = "" if self.scheduler.reach.window is None else f", up to {needed * size:,} of them at once"
             beside = f" beside {len(request.encoder_token_ids):,} of the encoder" if request.encoder_token_ids else ""
+            limit = f"; the KV cache holds {num_blocks * size:,}"
+            if self.scheduler.reach.slides:
+                limit = f", which take up to {needed:,} blocks of KV at once; the cache has {num_blocks:,}"
             raise InvalidRequest(
-                f"prompt and max_tokens are {total:,} tokens{beside}{held}; the KV cache holds {num_blocks * size:,}",
+                f"prompt and max_tokens are {total:,} tokens{beside}{limit}",
                 ErrorReason.ERROR_REASON_TOO_LONG,
             )
         if len(self.scheduler.waiting) + len(request.sequences) > self.max_num_waiting:

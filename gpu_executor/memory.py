@@ -40,7 +40,7 @@ def num_kv_blocks(
     block_bytes = config.block_size * sum(layout.bytes_per_token(dtype) for layout in layouts)
     fixed_bytes = (config.max_num_seqs + num_snapshots) * sum(layout.bytes_per_sequence(dtype) for layout in layouts)
     window = common_window(layouts, dtype)
-    reach = BlockReach(config.block_size, window)
+    reach = BlockReach(config.block_size, (window,))
     needed = reach.most_held(max_model_len, max_num_batched_tokens) + reach.num_blocks(max_encoder_len)
     budget = config.kv_cache_memory_bytes or _free_bytes(config, device)
     if fixed_bytes > budget:

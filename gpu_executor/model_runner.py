@@ -138,11 +138,11 @@ class ModelRunner:
     def _write_table(self, part: ScheduledSequence) -> None:
         """Copies the blocks that the sequence got since its last step into its row."""
         sequence = part.sequence
-        first, last = sequence.num_table_blocks, len(sequence.blocks)
+        first, last = sequence.num_table_blocks, len(sequence.blocks[0])
         if first == 0:
             self._encoder_tables[sequence.slot, : len(sequence.encoder_blocks)] = sequence.encoder_blocks
         if first < last:
-            self._tables[sequence.slot, first:last] = sequence.blocks[first:]
+            self._tables[sequence.slot, first:last] = sequence.blocks[0][first:]
             sequence.num_table_blocks = last
 
     def _cross(self, plan: SequenceOf[ScheduledSequence], slots: np.ndarray) -> CrossBatch:

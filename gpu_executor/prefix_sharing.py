@@ -7,6 +7,7 @@ blocks are of use only up to a snapshot of that state.
 from __future__ import annotations
 
 import itertools
+import operator
 from collections.abc import Iterator
 
 from forebay.block_hash import block_digest, root_digest
@@ -29,8 +30,8 @@ class PrefixSharing:
         if snapshots is not None and pool.prefix_cache is not None:
             pool.prefix_cache.on_forget = snapshots.drop
 
-    def known_blocks(self, sequence: Sequence) -> list[int]:
-        """Blocks that hold the sequence's beginning already, from which it can start.
+    def known_blocks(self, sequence: Sequence) -> list[list[int]]:
+        """Each group's blocks that hold the sequence's beginning already, from which it can start; equally many of each.
 
         Those before the window of the token that follows may hold anything: what stands for them in the list is not read.
         The last token is always computed, as its logits are wanted; so are all tokens where something is asked of each.
@@ -43,33 +44,35 @@ class PrefixSharing:
             None if self.snapshots is None or not num_blocks else self.snapshots.use(sequence.digests[num_blocks - 1])
         )
 
-    def _shared_blocks(self, sequence: Sequence) -> list[int]:
+    def _shared_blocks(self, sequence: Sequence) -> list[list[int]]:
         """The longer of what a sibling and what the prefix cache have."""
         request = sequence.request
         limit = (sequence.num_tokens - 1) // self._block_size
         if request.computes_whole_prompt and sequence is request.sequences[0]:
-            return []
+            return self._nothing()
         donor = self._sibling_with_prompt(sequence)
-        shared = donor.blocks[: self._num_shared_blocks(request)] if donor else []
+        num_shared = self._num_shared_blocks(request)
+        shared = [blocks[:num_shared] for blocks in donor.blocks] if donor else self._nothing()
         if self._pool.prefix_cache is None:
             return shared
         cached = self._cached(sequence, limit)
-        return cached if len(cached) > len(shared) else shared
+        return cached if len(cached[0]) > len(shared[0]) else shared
 
-    def _cached(self, sequence: Sequence, limit: int) -> list[int]:
-        """Blocks of the sequence's beginning that the prefix cache knows, `limit` at most."""
-        first_read = (
-            None if self._reach.window is None else lambda count: self._reach.first_read(count * self._block_size)
-        )
-        return self._pool.match(itertools.islice(self._digests(sequence), limit), first_read)
+    def _nothing(self) -> list[list[int]]:
+        return [[] for _ in self._reach.windows]
+
+    def _cached(self, sequence: Sequence, limit: int) -> list[list[int]]:
+        """Each group's blocks of the sequence's beginning that the prefix cache knows, `limit` at most."""
+        return self._pool.match(itertools.islice(self._digests(sequence), limit), self._reach)
 
     def _sibling_with_prompt(self, sequence: Sequence) -> Sequence | None:
         """A running sequence of the request that has the prompt's KV, as far as one that starts behind it reads it."""
         request = sequence.request
         first = self._reach.first_read(self._num_shared_blocks(request) * self._block_size)
         for other in request.sequences:
-            has_prompt = other.num_computed_tokens >= request.num_prompt_tokens and other.num_passed_blocks <= first
-            if other is not sequence and other.slot >= 0 and has_prompt:
+            if other is sequence or other.slot < 0 or other.num_computed_tokens < request.num_prompt_tokens:
+                continue
+            if all(map(operator.le, other.num_passed_blocks, first)):
                 return other
         return None
 
@@ -126,7 +129,8 @@ class PrefixSharing:
             return
         for index, digest in enumerate(itertools.islice(self._digests(sequence), num_full)):
             if index >= sequence.num_published:
-                cache.publish(sequence.blocks[index], digest)
+                for group, blocks in enumerate(sequence.blocks):
+                    cache.publish(blocks[index], digest, group)
         sequence.num_published = num_full
 
     def count_hit(self, sequence: Sequence, num_known_tokens: int) -> None:
@@ -135,7 +139,7 @@ class PrefixSharing:
             cache.num_hit_tokens += num_known_tokens
             request.num_cached_tokens = min(num_known_tokens, request.num_prompt_tokens)
 
-    def _blocks_up_to_a_state(self, sequence: Sequence) -> list[int]:
+    def _blocks_up_to_a_state(self, sequence: Sequence) -> list[list[int]]:
         """Cached blocks, but only as far as a snapshot reaches; decides where this sequence stops for snapshots.
 
         It stops at the last full block, for a request with the same tokens, and where its way leaves that of an earlier
@@ -145,15 +149,15 @@ class PrefixSharing:
         last = (sequence.num_tokens - 1) // size
         sequence.stops = ()
         if not snapshots.num_slots:
-            return []
-        num_matched, known = 0, []
+            return self._nothing()
+        num_matched, num_known, known = 0, 0, self._nothing()
         if not request.computes_whole_prompt or sequence is not request.sequences[0]:
-            num_matched = len(self._cached(sequence, last))
+            num_matched = len(self._cached(sequence, last)[0])
             num_known = snapshots.longest(sequence.digests[:num_matched])
-            while num_known and len(known := self._cached(sequence, num_known)) < num_known:  # its window is not there
+            while num_known and len((known := self._cached(sequence, num_known))[0]) < num_known:  # its window is gone
                 num_known = snapshots.longest(sequence.digests[: num_known - 1])
-            known = known[:num_known]
-        least = len(known) + (_LEAST_SNAPSHOT_BLOCKS if len(request.sequences) == 1 else 1)
+            known = [blocks[:num_known] for blocks in known]
+        least = num_known + (_LEAST_SNAPSHOT_BLOCKS if len(request.sequences) == 1 else 1)
         sequence.stops = tuple(sorted({count * size for count in (num_matched, last) if count >= least}))
         return known
 

@@ -194,14 +194,15 @@ class Sequence:
         self.request, self.index = request, index
         self.token_ids = [*request.prompt_token_ids, *output_token_ids]
         self.num_computed_tokens = 0
-        self.blocks: list[int] = []  # by position; the first num_passed_blocks are no longer its own
-        self.num_passed_blocks = 0  # that no query reads any more, given back
+        # Of each group of layers, by position; the first num_passed_blocks of a group are no longer its own. Empty until it runs.
+        self.blocks: list[list[int]] = []
+        self.num_passed_blocks: list[int] = []  # that no query reads any more, given back
         self.encoder_blocks: list[int] = []  # what cross attention reads of the encoder's output
         self.is_encoded = False  # whether they hold it
         self.digests: list[bytes] = []  # of full blocks, as far as they were needed
-        self.num_published = 0  # leading blocks that the prefix cache knows
+        self.num_published = 0  # leading blocks of each group that the prefix cache knows
         self.slot = -1  # row of the runner's block table while running
-        self.num_table_blocks = 0  # leading blocks that the runner's table holds
+        self.num_table_blocks = 0  # leading blocks of each group that the runner's tables hold
         self.finish_reason: FinishReason | None = None
         self.output_counts: Counter[int] | None = Counter(output_token_ids) if request.sampling.has_penalties else None
         self.num_preemptions = 0
@@ -210,7 +211,8 @@ class Sequence:
 
     @property
     def held_blocks(self) -> list[int]:
-        return self.blocks[self.num_passed_blocks :] + self.encoder_blocks
+        held = [block for blocks, n in zip(self.blocks, self.num_passed_blocks, strict=True) for block in blocks[n:]]
+        return held + self.encoder_blocks
 
     @property
     def changes_logits(self) -> bool:

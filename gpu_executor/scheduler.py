@@ -3,8 +3,8 @@
 Every sequence has tokens whose KV is not computed yet; a step hands out a token budget among them. A prompt longer than
 what is left of the budget is computed over several steps (chunked prefill); a sequence that has caught up needs one
 token per step (decode). When blocks run out, the sequence that would run last gives all of its back and starts again
-later (preemption by recompute); its tokens stay. Where every layer slides, blocks that the window has left are given
-back as a sequence goes on.
+later (preemption by recompute); its tokens stay. Layers are in groups with blocks of their own, all out of one pool; where
+a group's layers slide, blocks that the window has left are given back as a sequence goes on.
 """
 
 from __future__ import annotations
@@ -58,18 +58,18 @@ class Scheduler:
         max_num_seqs: int,
         max_num_batched_tokens: int,
         max_prefill_tokens_beside_decode: int,
-        window: int | None = None,
+        windows: tuple[int | None, ...] = (None,),
         num_snapshots: int | None = None,
         whole_prompts: bool = False,
     ) -> None:
-        """`window`: keys that a query sees in every layer; None if some layer sees all.
+        """`windows`: of each group of layers, keys that a query sees; None if it sees all. The first group sees furthest.
 
         `whole_prompts`: tokens see those that follow, so that a prompt is computed in one step; it must fit into one.
 
         `num_snapshots`: slots after the first max_num_seqs for states of prefixes; None if all state is in blocks.
         """
         self.pool, self.block_size = pool, block_size
-        self.reach, self._whole_prompts = BlockReach(block_size, window), whole_prompts
+        self.reach, self._whole_prompts = BlockReach(block_size, windows), whole_prompts
         self.max_num_seqs, self.max_num_batched_tokens = max_num_seqs, max_num_batched_tokens
         self.max_prefill_tokens_beside_decode = max_prefill_tokens_beside_decode
         self.running: list[Sequence] = []  # by order
@@ -115,7 +115,7 @@ class Scheduler:
 
     def _give_back(self, sequence: Sequence) -> None:
         self.pool.release(sequence.held_blocks)
-        sequence.blocks, sequence.num_published, sequence.num_passed_blocks = [], 0, 0
+        sequence.blocks, sequence.num_published, sequence.num_passed_blocks = [], 0, []
         sequence.encoder_blocks, sequence.is_encoded = [], False
         sequence.num_computed_tokens = sequence.num_table_blocks = 0
         if sequence.slot >= 0:
@@ -167,31 +167,34 @@ class Scheduler:
             part.sequence.num_computed_tokens += part.num_tokens
             part.sequence.is_encoded = True
             self._sharing.publish(part.sequence, part.state_to)
-            self._release_passed(part.sequence)
+            if self.reach.slides:
+                self._release_passed(part.sequence)
 
     def _release_passed(self, sequence: Sequence) -> None:
-        """Gives back the blocks that the window has left. The prefix cache knows them until they are needed."""
-        first = self.reach.first_kept(sequence.num_computed_tokens)
-        if first > sequence.num_passed_blocks:
-            self.pool.release(sequence.blocks[sequence.num_passed_blocks : first])
-            sequence.num_passed_blocks = first
+        """Gives back the blocks that a window has left. The prefix cache knows them until they are needed."""
+        num_passed = sequence.num_passed_blocks
+        for group, first in enumerate(self.reach.first_kept(sequence.num_computed_tokens)):
+            if first > num_passed[group]:
+                self.pool.release(sequence.blocks[group][num_passed[group] : first])
+                num_passed[group] = first
 
     def most_blocks(self, num_tokens: int, num_encoder_tokens: int = 0) -> int:
-        """Blocks that a sequence of so many tokens holds at most."""
+        """Blocks of all groups that a sequence of so many tokens holds at most."""
         return self.reach.most_held(num_tokens, self.max_num_batched_tokens) + self.reach.num_blocks(num_encoder_tokens)
 
     def _reserve(self, sequence: Sequence, count: int, plan: list[ScheduledSequence]) -> bool:
         """Takes the blocks that `count` more tokens need, preempting from the back; False if `sequence` itself had to go."""
         if sequence.slot < 0:  # was preempted for one that comes before it
             return False
-        needed = self.reach.num_blocks(sequence.num_computed_tokens + count) - len(sequence.blocks)
-        while needed > 0 and (blocks := self.pool.allocate(needed)) is None:
+        needed = self.reach.num_blocks(sequence.num_computed_tokens + count) - len(sequence.blocks[0])
+        while needed > 0 and (new := self.pool.allocate(needed * self.reach.num_groups)) is None:
             victim = self.running[-1]
             self._preempt(victim, plan)
             if victim is sequence:
                 return False
         if needed > 0:
-            sequence.blocks += blocks
+            for group, blocks in enumerate(sequence.blocks):
+                blocks += new[group * needed : (group + 1) * needed]
         return True
 
     def _admit(self, sequence: Sequence, budget: int, plan: list[ScheduledSequence]) -> ScheduledSequence | None:
@@ -205,26 +208,30 @@ class Scheduler:
             if not self._preempt_for(sequence, plan):
                 return None
         known = self._sharing.known_blocks(sequence)
-        num_known_tokens = len(known) * self.block_size
+        num_known = len(known[0])
+        num_known_tokens = num_known * self.block_size
         encoder_blocks = self._sharing.encoder_blocks(sequence)
         num_encoder_tokens = 0 if encoder_blocks else len(sequence.request.encoder_token_ids)
         count = self._sharing.chunk(sequence, num_known_tokens, max(1, budget - num_encoder_tokens))
         if self._whole_prompts and count < sequence.num_tokens:
             return None
         num_encoder_blocks = self.reach.num_blocks(num_encoder_tokens)
-        needed = self.reach.num_blocks(num_known_tokens + count) - len(known) + num_encoder_blocks
+        num_new = self.reach.num_blocks(num_known_tokens + count) - num_known  # of each group
+        needed = num_new * self.reach.num_groups + num_encoder_blocks
         num_passed = self.reach.first_read(num_known_tokens)
-        shared = known[num_passed:] + encoder_blocks
+        shared = [block for blocks, n in zip(known, num_passed, strict=True) for block in blocks[n:]] + encoder_blocks
         while needed + self.pool.num_free_of(shared) > self.pool.num_free:
             if not self._preempt_for(sequence, plan):
                 return None
-        state_from = self._sharing.use_state(sequence, len(known))
+        state_from = self._sharing.use_state(sequence, num_known)
         self.pool.share(shared)
-        blocks = self.pool.allocate(needed)  # may take blocks before the window, whose snapshots go with them
-        assert blocks is not None
-        sequence.encoder_blocks = encoder_blocks or blocks[:num_encoder_blocks]
-        sequence.blocks, sequence.num_passed_blocks = [*known, *blocks[num_encoder_blocks:]], num_passed
-        sequence.num_computed_tokens, sequence.num_published = num_known_tokens, len(known)
+        new = self.pool.allocate(needed)  # may take blocks before the window, whose snapshots go with them
+        assert new is not None
+        sequence.encoder_blocks = encoder_blocks or new[:num_encoder_blocks]
+        starts = range(num_encoder_blocks, needed, num_new)
+        sequence.blocks = [[*blocks, *new[i : i + num_new]] for blocks, i in zip(known, starts, strict=True)]
+        sequence.num_passed_blocks = num_passed
+        sequence.num_computed_tokens, sequence.num_published = num_known_tokens, num_known
         self._sharing.count_hit(sequence, num_known_tokens)
         self.waiting.remove(sequence)
         bisect.insort(self.running, sequence, key=_order)
@@ -273,6 +280,11 @@ class Scheduler:
         self.pool.check()
         held = {block for sequence in self.running for block in sequence.held_blocks}
         assert len(held) == self.pool.num_used, "a block is held by nobody who runs"
+        own: list[set[int]] = [set() for _ in self.reach.windows]
+        for sequence in self.running:
+            for group, blocks in enumerate(sequence.blocks):
+                own[group].update(blocks[sequence.num_passed_blocks[group] :])
+        assert len(set().union(*own)) == sum(map(len, own)), "a block is held by two groups of layers"
         assert all(not sequence.blocks for sequence in self.waiting)
         if self.snapshots is not None:
             self.snapshots.check()

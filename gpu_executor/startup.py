@@ -95,7 +95,7 @@ def build_engine(config: ExecutorConfig, *, progress: bool = True) -> tuple[Engi
         max_num_seqs=config.max_num_seqs,
         max_num_batched_tokens=budget,
         max_prefill_tokens_beside_decode=beside_decode,
-        window=common_window(model.state_layouts, dtype),
+        windows=(common_window(model.state_layouts, dtype),),
         num_snapshots=num_snapshots,
         whole_prompts=whole_prompts,
     )

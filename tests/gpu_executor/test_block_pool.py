@@ -7,6 +7,9 @@ from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from gpu_executor.block_pool import BlockPool
+from gpu_executor.block_reach import BlockReach
+
+WHOLE = BlockReach(4)
 
 
 class PoolMachine(RuleBasedStateMachine):
@@ -50,7 +53,7 @@ class PoolMachine(RuleBasedStateMachine):
     def reuse(self, data: st.DataObject) -> None:
         if self.published:
             digest = data.draw(st.sampled_from(sorted(self.published)))
-            blocks = self.pool.match([digest, b"unknown"])
+            (blocks,) = self.pool.match([digest, b"unknown"], WHOLE)
             assert blocks == [self.published[digest]]
             self.pool.share(blocks)
             self.holders.append(blocks)
@@ -61,7 +64,7 @@ class PoolMachine(RuleBasedStateMachine):
         held = {block for holder in self.holders for block in holder}
         assert self.pool.num_used == len(held)
         for digest, block in self.published.items():
-            assert self.pool.match([digest]) == [block]
+            assert self.pool.match([digest], WHOLE) == [[block]]
 
 
 PoolMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
@@ -76,7 +79,7 @@ def test_unpublished_free_blocks_are_taken_before_published_ones() -> None:
     pool.release([second])
     pool.release([third])
     assert set(pool.allocate(2)) == {second, third}
-    assert pool.match([b"a" * 32]) == [first]
+    assert pool.match([b"a" * 32], WHOLE) == [[first]]
 
 
 def test_oldest_prefix_is_forgotten_first() -> None:
@@ -87,7 +90,7 @@ def test_oldest_prefix_is_forgotten_first() -> None:
     pool.release([second])
     pool.release([first])
     pool.allocate(1)
-    assert pool.match([b"b" * 32]) == [] and pool.match([b"a" * 32]) == [first]
+    assert pool.match([b"b" * 32], WHOLE) == [[]] and pool.match([b"a" * 32], WHOLE) == [[first]]
 
 
 def test_events_tell_what_was_stored_and_removed() -> None:

@@ -11,6 +11,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 
+from forebay.block_hash import short_hash
 from gpu_executor.block_pool import BlockPool
 from gpu_executor.block_reach import BlockReach
 from gpu_executor.request import FinishReason, Request, Sampling, Sequence
@@ -20,11 +21,11 @@ BLOCK = 4
 
 
 class FakeModel:
-    """Writes (token, all before it) into slots and checks that a sequence reads back its own tokens."""
+    """Writes (token, group, all before it) into slots and checks that a sequence reads back its own tokens in each group."""
 
     def __init__(self, scheduler: Scheduler) -> None:
         self.scheduler = scheduler
-        self.slots: dict[int, tuple[int, int]] = {}
+        self.slots: dict[int, tuple[int, ...]] = {}
         self.states: dict[int, list[int]] = {}
 
     def run(self, plan: list[ScheduledSequence]) -> None:
@@ -33,17 +34,19 @@ class FakeModel:
             sequence = part.sequence
             if part.encodes:
                 self.encode(sequence, written)
-            for position in range(sequence.num_computed_tokens, sequence.num_computed_tokens + part.num_tokens):
-                slot = sequence.blocks[position // BLOCK] * BLOCK + position % BLOCK
-                assert slot not in written, "two sequences write one slot"
-                written.add(slot)
-                self.slots[slot] = (sequence.token_ids[position], _content(sequence, position))
+            for group, blocks in enumerate(sequence.blocks):
+                for position in range(sequence.num_computed_tokens, sequence.num_computed_tokens + part.num_tokens):
+                    slot = blocks[position // BLOCK] * BLOCK + position % BLOCK
+                    assert slot not in written, "two sequences, or two groups, write one slot"
+                    written.add(slot)
+                    self.slots[slot] = (sequence.token_ids[position], group, _content(sequence, position))
         for part in plan:
             sequence = part.sequence
-            first = sequence.num_computed_tokens - (self.scheduler.reach.window or 10**6) + 1
-            for position in range(max(0, first), sequence.num_computed_tokens + part.num_tokens):
-                slot = sequence.blocks[position // BLOCK] * BLOCK + position % BLOCK
-                assert self.slots[slot][1] == _content(sequence, position), "foreign KV is read"
+            for group, blocks in enumerate(sequence.blocks):
+                first = sequence.num_computed_tokens - (self.scheduler.reach.windows[group] or 10**6) + 1
+                for position in range(max(0, first), sequence.num_computed_tokens + part.num_tokens):
+                    slot = blocks[position // BLOCK] * BLOCK + position % BLOCK
+                    assert self.slots[slot][1:] == (group, _content(sequence, position)), "foreign KV is read"
             for index, token_id in enumerate(sequence.request.encoder_token_ids):
                 slot = sequence.encoder_blocks[index // BLOCK] * BLOCK + index % BLOCK
                 assert self.slots[slot] == (token_id, hash(tuple(sequence.request.encoder_token_ids)))
@@ -99,7 +102,7 @@ def make_scheduler(
     seqs: int = 8,
     budget: int = 16,
     beside: int = 8,
-    window: int | None = None,
+    windows: tuple[int | None, ...] = (None,),
     snapshots: int | None = None,
 ) -> Scheduler:
     return Scheduler(
@@ -108,7 +111,7 @@ def make_scheduler(
         max_num_seqs=seqs,
         max_num_batched_tokens=budget,
         max_prefill_tokens_beside_decode=beside,
-        window=window,
+        windows=windows,
         num_snapshots=snapshots,
     )
 
@@ -174,14 +177,14 @@ requests = st.builds(
     seqs=st.integers(1, 6),
     budget=st.integers(6, 40),
     beside=st.integers(1, 16),
-    window=st.none() | st.integers(1, 14),
+    windows=st.lists(st.none() | st.integers(1, 14), min_size=1, max_size=4).map(tuple),
     snapshots=st.none() | st.integers(0, 6),
 )
 def test_every_sequence_ends_once_with_the_tokens_it_has_alone(
-    data, asked, spare_blocks, caching, seqs, budget, beside, window, snapshots
+    data, asked, spare_blocks, caching, seqs, budget, beside, windows, snapshots
 ) -> None:
-    num_blocks = BlockReach(BLOCK, window).most_held(24, budget) + 3 + spare_blocks  # of the longest request
-    options = {"caching": caching, "seqs": seqs, "budget": budget, "beside": beside, "window": window}
+    num_blocks = BlockReach(BLOCK, windows).most_held(24, budget) + 3 + spare_blocks  # of the longest request
+    options = {"caching": caching, "seqs": seqs, "budget": budget, "beside": beside, "windows": windows}
     scheduler = make_scheduler(num_blocks, snapshots=snapshots, **options)
     model = FakeModel(scheduler)
     made = []
@@ -242,7 +245,7 @@ def test_sequences_of_one_request_share_the_blocks_of_its_prompt() -> None:
     scheduler.add(request)
     step(scheduler, model)
     step(scheduler, model)
-    assert all(sequence.blocks[:3] == request.sequences[0].blocks[:3] for sequence in request.sequences)
+    assert all(sequence.blocks[0][:3] == request.sequences[0].blocks[0][:3] for sequence in request.sequences)
     assert scheduler.pool.num_used == 3 + 4
     run_all(scheduler, model)
 
@@ -296,7 +299,7 @@ def test_abort_frees_blocks_at_once(when: str) -> None:
 
 
 def test_a_window_bounds_the_blocks_of_a_sequence_of_any_length() -> None:
-    scheduler = make_scheduler(5, caching=False, budget=8, window=9)
+    scheduler = make_scheduler(5, caching=False, budget=8, windows=(9,))
     model = FakeModel(scheduler)
     request = Request("long", [1, 2, 3] * 50, Sampling(max_tokens=200))
     assert scheduler.most_blocks(350) == 5
@@ -307,16 +310,17 @@ def test_a_window_bounds_the_blocks_of_a_sequence_of_any_length() -> None:
 
 
 def test_a_prefix_whose_window_is_gone_is_not_found_but_a_shorter_one_is() -> None:
-    scheduler = make_scheduler(9, budget=64, window=5)
+    scheduler = make_scheduler(9, budget=64, windows=(5,))
     model = FakeModel(scheduler)
     prompt = list(range(32))
     first = Request("first", prompt, Sampling(max_tokens=1))
     scheduler.add(first)
     step(scheduler, model)
     cache, digests = scheduler.pool.prefix_cache, first.sequences[0].digests
-    assert [cache.match([digest]) != [] for digest in digests] == [True] * 8
-    cache.forget(cache.match(digests)[0])  # before every window that matters
-    cache.forget(cache.match([digests[6]])[0])  # in the window of a query at position 28
+    (blocks,) = cache.match(digests, scheduler.reach)
+    assert len(set(blocks)) == 8
+    cache.forget(blocks[0])  # before every window that matters
+    cache.forget(blocks[6])  # in the window of a query at position 28
     again = Request("again", prompt, Sampling(max_tokens=1))
     scheduler.add(again)
     plan = step(scheduler, model)
@@ -324,9 +328,61 @@ def test_a_prefix_whose_window_is_gone_is_not_found_but_a_shorter_one_is() -> No
     assert again.finished and again.sequences[0].output_token_ids == alone(again)[0]
 
 
+def test_each_group_of_layers_holds_the_blocks_of_its_own_window() -> None:
+    scheduler = make_scheduler(100, caching=False, budget=8, windows=(None, 9, 3))
+    model = FakeModel(scheduler)
+    request = Request("long", [1, 2, 3] * 50, Sampling(max_tokens=200))
+    (sequence,) = request.sequences
+    assert scheduler.most_blocks(350) == 88 + 5 + 4
+    scheduler.add(request)
+    while sequence.num_computed_tokens < 300:
+        step(scheduler, model)
+    held = [len(blocks) - passed for blocks, passed in zip(sequence.blocks, sequence.num_passed_blocks, strict=True)]
+    assert held == [75, 3, 2] and scheduler.pool.num_used == 80
+    run_all(scheduler, model)
+    assert sequence.output_token_ids == alone(request)[0]
+    assert scheduler.pool.num_used == 0 and scheduler.ledger.num_preemptions == 0
+
+
+@pytest.mark.parametrize(("group", "index", "num_known"), [
+    (0, 0, 0), (0, 4, 4), (1, 0, 7), (1, 4, 7), (1, 5, 5), (1, 6, 6), (2, 5, 7), (2, 6, 6)])  # fmt: skip
+def test_a_prefix_is_known_as_far_as_every_group_has_what_its_window_reads(
+    group: int, index: int, num_known: int
+) -> None:
+    scheduler = make_scheduler(24, budget=64, windows=(None, 2 * BLOCK, 5))
+    model = FakeModel(scheduler)
+    prompt = list(range(8 * BLOCK))
+    first = Request("first", prompt, Sampling(max_tokens=1))
+    scheduler.add(first)
+    step(scheduler, model)
+    cache = scheduler.pool.prefix_cache
+    blocks = cache.match(first.sequences[0].digests, scheduler.reach)
+    assert len({block for group_blocks in blocks for block in group_blocks}) == 24
+    cache.forget(blocks[group][index])
+    again = Request("again", prompt, Sampling(max_tokens=1))
+    scheduler.add(again)
+    assert step(scheduler, model)[0].num_tokens == (8 - num_known) * BLOCK
+    assert again.num_cached_tokens == num_known * BLOCK and again.sequences[0].output_token_ids == alone(again)[0]
+
+
+def test_frontends_are_told_of_the_group_that_sees_furthest() -> None:
+    scheduler = make_scheduler(24, budget=64, windows=(None, 5))
+    model = FakeModel(scheduler)
+    request = Request("r", list(range(12)), Sampling(max_tokens=1))
+    scheduler.add(request)
+    step(scheduler, model)
+    cache, hashes = scheduler.pool.prefix_cache, [short_hash(digest) for digest in request.sequences[0].digests]
+    assert cache.take_events() == (hashes, []) and sorted(cache.known_hashes()) == sorted(hashes)
+    full, sliding = cache.match(request.sequences[0].digests, scheduler.reach)
+    cache.forget(sliding[0])
+    assert cache.take_events() == ([], []) and len(cache.known_hashes()) == 3
+    cache.forget(full[0])
+    assert cache.take_events() == ([], hashes[:1]) and sorted(cache.known_hashes()) == sorted(hashes[1:])
+
+
 @pytest.mark.parametrize("prompt_length", range(9, 18))
 def test_sequences_of_one_request_share_the_window_of_its_prompt(prompt_length: int) -> None:
-    scheduler = make_scheduler(64, caching=False, budget=64, window=BLOCK)
+    scheduler = make_scheduler(64, caching=False, budget=64, windows=(BLOCK,))
     model = FakeModel(scheduler)
     request = Request("n", list(range(prompt_length)), Sampling(max_tokens=9, n=3))
     scheduler.add(request)
@@ -339,7 +395,7 @@ def test_sequences_of_one_request_share_the_window_of_its_prompt(prompt_length: 
 
 
 def test_a_sequence_does_not_wait_for_siblings_whose_prompt_has_left_the_window() -> None:
-    scheduler = make_scheduler(64, caching=False, seqs=2, budget=64, window=2)
+    scheduler = make_scheduler(64, caching=False, seqs=2, budget=64, windows=(2,))
     model = FakeModel(scheduler)
     scheduler.add(Request("before", [1], Sampling(max_tokens=9)))
     request = Request("n", list(range(12)), Sampling(max_tokens=20, n=2))

@@ -162,7 +162,7 @@ def test_a_snapshot_goes_with_its_block() -> None:
     request = serve(scheduler, model, list(range(14)))
     cache, digest = scheduler.pool.prefix_cache, request.sequences[0].digests[2]
     assert digest in scheduler.snapshots
-    cache.forget(cache.match([digest])[0])
+    cache.forget(cache.match([digest], scheduler.reach)[0][0])
     assert digest not in scheduler.snapshots
     assert serve(scheduler, model, list(range(14))).num_cached_tokens == 0
 

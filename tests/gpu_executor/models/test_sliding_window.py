@@ -90,7 +90,7 @@ def test_the_cache_need_not_hold_the_longest_sequence_but_its_window_and_a_chunk
     with pytest.raises(ValueError, match="--max-num-batched-tokens"):
         engine_of(tmp_path, least - 1)
     engine.scheduler.pool.num_blocks -= 1
-    with pytest.raises(InvalidRequest, match=f"up to {least * BLOCK_SIZE} of them at once"):
+    with pytest.raises(InvalidRequest, match=f"up to {least} blocks of KV at once"):
         engine.check(Request("longest", [5] * 200, Sampling(max_tokens=56)))
 
 
@@ -99,4 +99,4 @@ def test_the_cache_need_not_hold_the_longest_sequence_but_its_window_and_a_chunk
 def test_only_a_window_of_all_layers_bounds_the_blocks(tmp_path: Path, name: str, window: int | None) -> None:
     tiny_checkpoint(case_of(name), tmp_path)
     engine = engine_of(tmp_path, 400)
-    assert engine.scheduler.reach.window == window
+    assert engine.scheduler.reach.windows == (window,)
