@@ -1,10 +1,11 @@
-"""Rotates queries and the shared key, and writes latents; see reference.py for the definition. A Triton kernel.py joins here."""
+"""Rotates queries and the shared key, and writes latents; see reference.py for the definition."""
 
 from __future__ import annotations
 
 import torch
 
 from kernels.rope_latent_write import reference
+from kernels.triton_path import use_triton
 
 __all__ = ["rope_latent_write"]
 
@@ -22,7 +23,7 @@ def rope_latent_write(
 
     cos_sin (positions, P) float32 holds cosines in its first half and sines in its second. The latent and the rotated key
     go to cache (B, S, C + P) at slot block * S + offset; slot -1 writes nothing. Raises IndexError for a position outside
-    cos_sin or a slot outside the cache.
+    cos_sin or a slot outside the cache, except from a GPU, which is not asked.
     """
     if (
         q.dim() != 3
@@ -36,4 +37,8 @@ def rope_latent_write(
             f"positions and slot_mapping (T), got {[tuple(t.shape) for t in (q, k, latent, cos_sin, cache)]}, "
             f"{len(positions)} positions and {len(slot_mapping)} slots"
         )
+    if use_triton(q):
+        from kernels.rope_latent_write import kernel
+
+        return kernel.rope_latent_write(q, k, latent, cos_sin, positions, cache, slot_mapping)
     return reference.rope_latent_write(q, k, latent, cos_sin, positions, cache, slot_mapping)

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from kernels.rope_kv_write import rope_kv_write
-from kernels.rope_latent_write import rope_latent_write
+from kernels.rope_latent_write import reference, rope_latent_write
+from tests.kernels.closeness import assert_close
 from tests.kernels.test_rope_kv_write import normal, rope_table
 
 C = 20  # kv_rank
@@ -59,3 +60,27 @@ def test_wrong_shapes_are_refused() -> None:
     for changes in ({"latent": torch.zeros(1, C + 1)}, {"cos_sin": rope_table(50, 6)}, {"positions": torch.arange(2)}):
         with pytest.raises(ValueError, match="rope_latent_write takes"):
             call(q, k, cache, slot, **changes)
+
+
+# num_tokens, num_heads, rope_dim, kv_rank, block_size
+@pytest.mark.parametrize(
+    "shape",
+    [(63, 16, 64, 512, 16), (1, 128, 64, 96, 32), (5, 17, 10, 33, 7)],
+    ids="T{0[0]}-H{0[1]}-P{0[2]}-C{0[3]}".format,
+)
+def test_triton_equals_reference(
+    triton_device: torch.device, triton_dtype: torch.dtype, shape: tuple[int, ...]
+) -> None:
+    num_tokens, num_heads, rope_dim, kv_rank, block_size = shape
+    wide = normal(num_tokens, num_heads, rope_dim + 24, dtype=triton_dtype, seed=1).to(triton_device)
+    q, k = wide[..., 24:], normal(num_tokens, rope_dim + 8, dtype=triton_dtype, seed=2).to(triton_device)[:, 8:]
+    latent = normal(num_tokens, kv_rank, dtype=triton_dtype, seed=3).to(triton_device)
+    positions = torch.randperm(90)[:num_tokens].to(triton_device)
+    slots = torch.randperm(12 * block_size)[:num_tokens]
+    slots[2::4] = -1
+    cache = normal(12, block_size, kv_rank + rope_dim, dtype=triton_dtype, seed=4).to(triton_device)
+    where = (rope_table(90, rope_dim).to(triton_device), positions)
+    expected_cache = cache.clone()
+    expected = reference.rope_latent_write(q, k, latent, *where, expected_cache, slots.to(triton_device))
+    assert_close(rope_latent_write(q, k, latent, *where, cache, slots.to(triton_device)), expected)
+    assert_close(cache, expected_cache)
