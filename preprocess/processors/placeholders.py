@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 
 from forebay.errors import InvalidRequest
 from forebay.v1.errors_pb2 import ErrorReason
-from preprocess.media_item import EncodedPrompt, MediaItem, PlacedItem
+from preprocess.media_item import MediaItem, PlacedItem
 from preprocess.processors.processor import PromptText
 
 

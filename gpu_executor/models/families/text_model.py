@@ -11,7 +11,7 @@ from gpu_executor.models.rules import Rule
 
 # Architectures of sections that give a model_type alone.
 _OF_MODEL_TYPE = {
-    "chatglm": "ChatGLMModel", "chameleon": "LlamaForCausalLM", "cohere": "CohereForCausalLM", "deepseek_v2": "DeepseekV2ForCausalLM",
+    "chatglm": "ChatGLMModel", "cohere": "CohereForCausalLM", "deepseek_v2": "DeepseekV2ForCausalLM",
     "gemma": "GemmaForCausalLM", "gemma2": "Gemma2ForCausalLM", "internlm2": "InternLM2ForCausalLM",
     "llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "mixtral": "MixtralForCausalLM", "opt": "OPTForCausalLM",
     "persimmon": "PersimmonForCausalLM", "phi": "PhiForCausalLM", "phi3": "Phi3ForCausalLM", "qwen2": "Qwen2ForCausalLM",

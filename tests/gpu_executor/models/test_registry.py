@@ -53,7 +53,7 @@ def test_the_table_says_what_each_architecture_does() -> None:
 
 def test_each_family_cites_its_paper() -> None:
     for path in (ROOT / "gpu_executor/models/families").glob("*.py"):
-        if path.name != "__init__.py":
+        if path.stem in {row.family for row in registry.architectures()}:
             first_line = path.read_text().splitlines()[0]
             assert re.search(r"\b(19|20)\d\d\b", first_line), f"{path.name}: {first_line}"
 
