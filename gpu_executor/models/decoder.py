@@ -72,7 +72,7 @@ class Decoder:
     def encode_media(self, items: Sequence[TowerInput]) -> list[torch.Tensor]:
         """Features (n, D) of each item, which take the place of token embeddings."""
         assert self.tower is not None
-        return self.tower(items, self._stack.embed_tokens)
+        return self.tower(items, self._stack.embedded_ids)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """hidden (N, D) -> (N, V) float32, the caller's to change."""

@@ -65,7 +65,7 @@ class Stack:
             hidden = residual.add_(x) if self._norm is None else self._norm.add(x, residual)[0]
         return hidden if self._project_out is None else self._project_out(hidden)
 
-    def embed_tokens(self, token_ids: torch.Tensor) -> torch.Tensor:
+    def embedded_ids(self, token_ids: torch.Tensor) -> torch.Tensor:
         """token_ids (n) -> rows (n, D) as media's features replace them: scaled, before anything is added."""
         x = embedding(token_ids, self.embed)
         if self._embed_scale != 1.0:
@@ -74,7 +74,7 @@ class Stack:
 
     def _embedded(self, batch: Batch) -> torch.Tensor:
         """(T, D): what the first block sees."""
-        x = self.embed_tokens(batch.token_ids)
+        x = self.embedded_ids(batch.token_ids)
         if batch.features is not None:
             x[batch.features.rows] = batch.features.values
         if self._project_in is not None:
