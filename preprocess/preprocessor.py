@@ -108,6 +108,12 @@ class Preprocessor:
         Raises InvalidRequest (EMPTY_PROMPT, TOO_LONG, INVALID_FIELD), FailedPrecondition (NO_TOKENIZER, CHAT_TEMPLATE).
         """
         kind = prompt.WhichOneof("kind")
+        if prompt.media:
+            problem = "this model takes text alone"
+            raise InvalidRequest(problem, ErrorReason.ERROR_REASON_MEDIA_UNUSABLE, fields=(("prompt.media", problem),))
+        if prompt.parse_special_tokens:
+            problem = "is not offered yet"
+            raise InvalidRequest(f"parse_special_tokens {problem}", fields=(("prompt.parse_special_tokens", problem),))
         if kind == "token_ids":
             if prompt.token_ids.type_ids:
                 problem = "token types are for pairs of texts to classify or score"

@@ -22,9 +22,10 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from forebay.v1 import media_pb2 as forebay_dot_v1_dot_media__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x66orebay/v1/prompt.proto\x12\nforebay.v1\"\xb9\x01\n\x06Prompt\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12)\n\ttoken_ids\x18\x02 \x01(\x0b\x32\x14.forebay.v1.TokenIdsH\x00\x12 \n\x04\x63hat\x18\x03 \x01(\x0b\x32\x10.forebay.v1.ChatH\x00\x12\x34\n\x11\x64\x65\x63oder_token_ids\x18\x04 \x01(\x0b\x32\x14.forebay.v1.TokenIdsH\x01\x88\x01\x01\x42\x06\n\x04kindB\x14\n\x12_decoder_token_ids\")\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\x12\x10\n\x08type_ids\x18\x02 \x03(\r\"\xaf\x01\n\x04\x43hat\x12)\n\x08messages\x18\x01 \x03(\x0b\x32\x17.forebay.v1.ChatMessage\x12\"\n\x15\x61\x64\x64_generation_prompt\x18\x02 \x01(\x08H\x00\x88\x01\x01\x12#\n\x16\x63ontinue_final_message\x18\x03 \x01(\x08H\x01\x88\x01\x01\x42\x18\n\x16_add_generation_promptB\x19\n\x17_continue_final_message\"w\n\x0b\x43hatMessage\x12\"\n\x04role\x18\x01 \x01(\x0e\x32\x14.forebay.v1.ChatRole\x12(\n\x07\x63ontent\x18\x02 \x03(\x0b\x32\x17.forebay.v1.ContentPart\x12\x11\n\x04name\x18\x03 \x01(\tH\x00\x88\x01\x01\x42\x07\n\x05_name\"%\n\x0b\x43ontentPart\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x42\x06\n\x04kind*|\n\x08\x43hatRole\x12\x19\n\x15\x43HAT_ROLE_UNSPECIFIED\x10\x00\x12\x14\n\x10\x43HAT_ROLE_SYSTEM\x10\x01\x12\x12\n\x0e\x43HAT_ROLE_USER\x10\x02\x12\x17\n\x13\x43HAT_ROLE_ASSISTANT\x10\x03\x12\x12\n\x0e\x43HAT_ROLE_TOOL\x10\x04\x42\x35Z3github.com/forebay/forebay/gen/forebay/v1;forebayv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x66orebay/v1/prompt.proto\x12\nforebay.v1\x1a\x16\x66orebay/v1/media.proto\"\xf9\x01\n\x06Prompt\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12)\n\ttoken_ids\x18\x02 \x01(\x0b\x32\x14.forebay.v1.TokenIdsH\x00\x12 \n\x04\x63hat\x18\x03 \x01(\x0b\x32\x10.forebay.v1.ChatH\x00\x12\x34\n\x11\x64\x65\x63oder_token_ids\x18\x04 \x01(\x0b\x32\x14.forebay.v1.TokenIdsH\x01\x88\x01\x01\x12 \n\x05media\x18\x05 \x03(\x0b\x32\x11.forebay.v1.Media\x12\x1c\n\x14parse_special_tokens\x18\x06 \x01(\x08\x42\x06\n\x04kindB\x14\n\x12_decoder_token_ids\")\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\x12\x10\n\x08type_ids\x18\x02 \x03(\r\"\xaf\x01\n\x04\x43hat\x12)\n\x08messages\x18\x01 \x03(\x0b\x32\x17.forebay.v1.ChatMessage\x12\"\n\x15\x61\x64\x64_generation_prompt\x18\x02 \x01(\x08H\x00\x88\x01\x01\x12#\n\x16\x63ontinue_final_message\x18\x03 \x01(\x08H\x01\x88\x01\x01\x42\x18\n\x16_add_generation_promptB\x19\n\x17_continue_final_message\"w\n\x0b\x43hatMessage\x12\"\n\x04role\x18\x01 \x01(\x0e\x32\x14.forebay.v1.ChatRole\x12(\n\x07\x63ontent\x18\x02 \x03(\x0b\x32\x17.forebay.v1.ContentPart\x12\x11\n\x04name\x18\x03 \x01(\tH\x00\x88\x01\x01\x42\x07\n\x05_name\"I\n\x0b\x43ontentPart\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12\"\n\x05media\x18\x02 \x01(\x0b\x32\x11.forebay.v1.MediaH\x00\x42\x06\n\x04kind*|\n\x08\x43hatRole\x12\x19\n\x15\x43HAT_ROLE_UNSPECIFIED\x10\x00\x12\x14\n\x10\x43HAT_ROLE_SYSTEM\x10\x01\x12\x12\n\x0e\x43HAT_ROLE_USER\x10\x02\x12\x17\n\x13\x43HAT_ROLE_ASSISTANT\x10\x03\x12\x12\n\x0e\x43HAT_ROLE_TOOL\x10\x04\x42\x35Z3github.com/forebay/forebay/gen/forebay/v1;forebayv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,16 +33,16 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'forebay.v1.prompt_pb2', _gl
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'Z3github.com/forebay/forebay/gen/forebay/v1;forebayv1'
-  _globals['_CHATROLE']._serialized_start=608
-  _globals['_CHATROLE']._serialized_end=732
-  _globals['_PROMPT']._serialized_start=40
-  _globals['_PROMPT']._serialized_end=225
-  _globals['_TOKENIDS']._serialized_start=227
-  _globals['_TOKENIDS']._serialized_end=268
-  _globals['_CHAT']._serialized_start=271
-  _globals['_CHAT']._serialized_end=446
-  _globals['_CHATMESSAGE']._serialized_start=448
-  _globals['_CHATMESSAGE']._serialized_end=567
-  _globals['_CONTENTPART']._serialized_start=569
-  _globals['_CONTENTPART']._serialized_end=606
+  _globals['_CHATROLE']._serialized_start=732
+  _globals['_CHATROLE']._serialized_end=856
+  _globals['_PROMPT']._serialized_start=64
+  _globals['_PROMPT']._serialized_end=313
+  _globals['_TOKENIDS']._serialized_start=315
+  _globals['_TOKENIDS']._serialized_end=356
+  _globals['_CHAT']._serialized_start=359
+  _globals['_CHAT']._serialized_end=534
+  _globals['_CHATMESSAGE']._serialized_start=536
+  _globals['_CHATMESSAGE']._serialized_end=655
+  _globals['_CONTENTPART']._serialized_start=657
+  _globals['_CONTENTPART']._serialized_end=730
 # @@protoc_insertion_point(module_scope)
