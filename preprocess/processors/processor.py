@@ -16,13 +16,14 @@ class ProcessorFiles:
     """What a checkpoint says about media: JSON files as data, empty where there is none, and its tokenizer.
 
     `config` is config.json (params.json of mistral's own format), `preprocessor` preprocessor_config.json, `processor`
-    processor_config.json.
+    processor_config.json, `video_preprocessor` video_preprocessor_config.json. settings.py says which holds what.
     """
 
     config: Mapping[str, Any]
     preprocessor: Mapping[str, Any]
     processor: Mapping[str, Any]
     tokenizer: TextTokenizer
+    video_preprocessor: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 class PromptText:

@@ -43,6 +43,7 @@ def load_processor(folder: Path, tokenizer: TextTokenizer | None) -> Processor |
             read_json(folder / "preprocessor_config.json"),
             read_json(folder / "processor_config.json"),
             tokenizer,
+            read_json(folder / "video_preprocessor_config.json"),
         )
     )
 
