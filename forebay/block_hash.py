@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import bisect
 import hashlib
+import itertools
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 
 def root_digest(salt: bytes = b"", encoder_token_ids: Sequence[int] = ()) -> bytes:
@@ -13,18 +15,40 @@ def root_digest(salt: bytes = b"", encoder_token_ids: Sequence[int] = ()) -> byt
     return block_digest(digest, encoder_token_ids) if encoder_token_ids else digest
 
 
-def block_digest(parent: bytes, token_ids: Sequence[int]) -> bytes:
-    """SHA-256 over the parent's digest and the block's token ids as little-endian 32-bit integers."""
-    return hashlib.sha256(parent + _int32_bytes(token_ids)).digest()
+def block_digest(parent: bytes, token_ids: Sequence[int], media: bytes = b"") -> bytes:
+    """SHA-256 over the parent's digest, the block's token ids as little-endian 32-bit integers, and its MediaMap.key."""
+    return hashlib.sha256(parent + _int32_bytes(token_ids) + media).digest()
+
+
+class MediaMap:
+    """Where a prompt's tokens stand for media: blocks with equal ids are equal only if they hold the same of it."""
+
+    def __init__(self, spans: Iterable[tuple[int, int, bytes]] = ()) -> None:
+        """`spans`: (start, length, digest of the item) in ascending order."""
+        self._spans = list(spans)
+        self._ends = [start + length for start, length, _ in self._spans]
+
+    def key(self, start: int, end: int) -> bytes:
+        """What tells tokens [start, end) from others with the same ids; empty where they stand for no media."""
+        if not self._spans:
+            return b""
+        first = bisect.bisect_right(self._ends, start)
+        found = itertools.takewhile(lambda span: span[0] < end, self._spans[first:])
+        return b"".join(_int32_bytes([at - start, length]) + digest for at, length, digest in found)
 
 
 def block_digests(
-    token_ids: Sequence[int], block_size: int, salt: bytes = b"", encoder_token_ids: Sequence[int] = ()
+    token_ids: Sequence[int],
+    block_size: int,
+    salt: bytes = b"",
+    encoder_token_ids: Sequence[int] = (),
+    media: MediaMap | None = None,
 ) -> Iterator[bytes]:
     """Digests of the full blocks of `token_ids`, in order, each over all that came before it."""
     digest = root_digest(salt, encoder_token_ids)
+    media = media or MediaMap()
     for end in range(block_size, len(token_ids) + 1, block_size):
-        digest = block_digest(digest, token_ids[end - block_size : end])
+        digest = block_digest(digest, token_ids[end - block_size : end], media.key(end - block_size, end))
         yield digest
 
 

@@ -28,6 +28,7 @@ class Batch:
     features: Features | None = None  # of media in the prompts
     axes: torch.Tensor | None = None  # (3, T) int64: time, height and width, of models that rotate by them
     rotation: Rotation | None = None  # made of `axes`, once for all layers
+    whole: tuple[int, ...] = ()  # sequences whose tokens all see each other, whichever comes first
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

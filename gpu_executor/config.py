@@ -59,6 +59,11 @@ class ExecutorConfig:
     )
     gpu_memory_utilization: float = setting(0.9, help="share of a GPU's memory to use")
     enable_prefix_caching: bool = setting(True, help="share KV blocks between requests with equal beginnings")
+    encoder_cache_size: int | None = setting(
+        None,
+        help="features of media, in tokens, that are kept for prompts to come (default: max_model_len, within 8192 to 32768)",
+        metavar="TOKENS",
+    )
     num_threads: int | None = setting(None, help="CPU threads of the model (default: one per core)")
     seed: int = setting(0, help="seed of dummy weights")
     drain_grace_s: float = setting(30.0, help="seconds that running requests get to finish after SIGTERM")
@@ -71,7 +76,10 @@ class ExecutorConfig:
     def __post_init__(self) -> None:
         for name in ("max_num_seqs", "max_num_waiting", "block_size", "lease_ms", "max_message_bytes"):
             _at_least(name, getattr(self, name), 1)
-        for name in ("max_model_len", "max_num_batched_tokens", "max_prefill_tokens_beside_decode", "num_threads"):
+        optional = (
+            "max_model_len", "max_num_batched_tokens", "max_prefill_tokens_beside_decode", "encoder_cache_size", "num_threads",
+        )  # fmt: skip
+        for name in optional:
             if getattr(self, name) is not None:
                 _at_least(name, getattr(self, name), 1)
         if self.drain_grace_s < 0:

@@ -16,8 +16,11 @@ import numpy as np
 
 from forebay.errors import Aborted, DeadlineExceeded, ForebayError, InvalidRequest, NotOffered, ResourceExhausted
 from forebay.v1.errors_pb2 import ErrorReason
+from gpu_executor.media import check_media, check_positions
+from gpu_executor.media_encoder import MediaEncoder
 from gpu_executor.model_runner import ModelRunner, RunResult
 from gpu_executor.models.pooler import Pooler
+from gpu_executor.models.spec import ModelSpec
 from gpu_executor.pooling import check_pooling
 from gpu_executor.request import FinishReason, Request, Sequence
 from gpu_executor.sampler import TokenLogprobs
@@ -96,16 +99,21 @@ class Engine:
         max_encoder_len: int = 0,
         first_token_id: int | None = None,
         pooler: Pooler | None = None,
+        spec: ModelSpec | None = None,
+        modalities: tuple[str, ...] = (),
+        encode: MediaEncoder | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`max_encoder_len` is 0 for models without an encoder; `first_token_id` follows a decoder prompt of one token.
 
-        With a `pooler`, all requests pool; without one, all generate.
+        With a `pooler`, all requests pool; without one, all generate. `spec`, `modalities` and `encode` are
+        for media in prompts.
         """
         self.runner, self.scheduler = runner, scheduler
         self.max_model_len, self.vocab_size, self.max_num_waiting = max_model_len, vocab_size, max_num_waiting
         self.max_encoder_len, self.first_token_id = max_encoder_len, first_token_id
         self.pooler = pooler
+        self.spec, self.modalities, self._encode = spec, modalities, encode
         self.num_steps = 0
         self.requests: dict[Hashable, Request] = {}
         self._clock = clock
@@ -118,6 +126,7 @@ class Engine:
 
     def add(self, request: Request) -> None:
         """Takes a request, or raises what is wrong with it; nothing of it is kept then."""
+        request.prompt_is_whole = self.spec is not None and self.spec.prefix_bidirectional and bool(request.media)
         self.check(request)
         if not request.sequences:  # resumed, and all of it had ended
             return
@@ -137,6 +146,7 @@ class Engine:
             raise InvalidRequest("the prompt has no tokens", ErrorReason.ERROR_REASON_EMPTY_PROMPT)
         self._check_task(request)
         self._check_encoder_input(request)
+        self._check_media(request)
         for sequence in request.sequences:
             self._check_ids(sequence.token_ids)
             if request.pooling is None and sequence.num_output_tokens >= sampling.max_tokens:
@@ -210,6 +220,25 @@ class Engine:
             )
         self._check_ids(request.encoder_token_ids)
 
+    def _check_media(self, request: Request) -> None:
+        reach, spec = self.scheduler.media, self.spec
+        check_media(
+            request.media,
+            request.num_prompt_tokens,
+            modalities=self.modalities,
+            hidden_size=0 if spec is None else spec.decoder.embed_size or spec.decoder.hidden_size,
+            max_features=0 if reach is None else reach.cache.max_rows,
+        )
+        if request.positions is not None:
+            max_tokens = request.sampling.max_tokens
+            check_positions(request.positions, request.num_prompt_tokens, max_tokens, self.max_model_len)
+        if request.prompt_is_whole and request.num_prompt_tokens > self.scheduler.max_num_batched_tokens:
+            raise InvalidRequest(
+                f"the prompt has {request.num_prompt_tokens:,} tokens, which this model reads in one step with its media; a "
+                f"step takes {self.scheduler.max_num_batched_tokens:,} (--max-num-batched-tokens)",
+                ErrorReason.ERROR_REASON_TOO_LONG,
+            )
+
     def abort(self, key: Hashable, sequence_index: int | None = None) -> bool:
         """Ends a request (or one of its sequences) at once; whether it was running."""
         request = self.requests.get(key)
@@ -242,6 +271,10 @@ class Engine:
     def _run(self, plan: list[ScheduledSequence], output: StepOutput) -> None:
         self.num_steps += 1
         output.step = self.num_steps
+        if self.scheduler.media is not None:
+            plan = self._encode_media(plan, output)
+            if not plan:
+                return
         result = self.runner.run(plan)
         self._collect_prompt_logprobs(plan, result, output)
         self.scheduler.update(plan)
@@ -271,6 +304,17 @@ class Engine:
                     sequence.finish_reason is not None and sequence.request.finished,
                 )
             )
+
+    def _encode_media(self, plan: list[ScheduledSequence], output: StepOutput) -> list[ScheduledSequence]:
+        """Computes the features that the plan needs; what is left of the plan when requests fail for their media."""
+        items = self.scheduler.media.to_compute(part.sequence for part in plan)
+        errors = self._encode(items) if items else {}
+        for sequence in [part.sequence for part in plan] if errors else ():
+            held = [sequence.request.media[index].digest for index in sequence.held_media]
+            error = next((errors[digest] for digest in held if digest in errors), None)
+            if error is not None:
+                self._fail(sequence.request, error, output)
+        return [part for part in plan if part.sequence.finish_reason is None]
 
     def _collect_pooled(self, part: ScheduledSequence, rows: np.ndarray, output: StepOutput) -> None:
         """Hands out the rows of a part that is computed, and ends the request with its last part."""

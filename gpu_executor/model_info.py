@@ -30,6 +30,7 @@ class ModelInfo:
     embedding_size: int = 0  # 0 where it does not embed
     num_classes: int = 0  # numbers of a classification, a score or a row of rewards; 0 where it does none of these
     num_token_types: int = 0
+    modalities: tuple[str, ...] = ()  # of media that prompts can have
     processor_version: int = PROCESSOR_VERSION
 
 

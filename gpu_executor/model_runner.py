@@ -9,6 +9,8 @@ import numpy as np
 import torch
 
 from gpu_executor.batch import Batch, CrossBatch
+from gpu_executor.encoder_cache import EncoderCache
+from gpu_executor.media_batch import axes_of, features_of, whole_parts
 from gpu_executor.mixers.state import SlotState, State, StateLayout
 from gpu_executor.models.decoder import Decoder
 from gpu_executor.models.pooler import Pooler
@@ -44,9 +46,12 @@ class ModelRunner:
         max_model_len: int,
         num_snapshots: int = 0,
         pooler: Pooler | None = None,
+        features: EncoderCache | None = None,
     ) -> None:
+        """`features` holds those of media that the step's sequences need; None for models that take text alone."""
         self.model, self.block_size = model, block_size
         self.device, self.dtype = model.device, model.dtype
+        self.features = features
         self._pool = None if pooler is None else PoolingRunner(model, pooler)
 
         def allocate(layout: StateLayout | None) -> State | None:
@@ -110,6 +115,9 @@ class ModelRunner:
             rows_of = np.repeat(slots, counts)
             positions = np.arange(len(token_ids)) + np.repeat(computed - query_start[:-1], counts)
         slot_mapping = _slots(self._tables, rows_of, positions, size)
+        axes = axes_of(plan, positions, query_start) if self.features is not None else None
+        if axes is not None and len(axes) == 1:
+            positions, axes = axes[0], None
         width = -(-int(seq_lens.max()) // size)
         last_rows = torch.from_numpy(query_start[1:].astype(np.int64) - 1)
         return (
@@ -123,6 +131,9 @@ class ModelRunner:
                 slot_mapping=self._tensor(slot_mapping),
                 cross=self._cross(plan, slots) if self._encoder_tables.size else None,
                 segments=self._segments(plan) if self.model.spec.decoder.num_segments else None,
+                features=None if self.features is None else features_of(plan, query_start, self.features, self.device),
+                axes=None if axes is None else self._tensor(axes),
+                whole=whole_parts(plan) if self.model.spec.prefix_bidirectional else (),
             ),
             last_rows,
         )

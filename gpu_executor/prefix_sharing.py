@@ -10,7 +10,7 @@ import itertools
 import operator
 from collections.abc import Iterator
 
-from forebay.block_hash import block_digest, root_digest
+from forebay.block_hash import block_digest
 from gpu_executor.block_pool import BlockPool
 from gpu_executor.block_reach import BlockReach
 from gpu_executor.request import Request, Sequence
@@ -108,12 +108,10 @@ class PrefixSharing:
         yield from sequence.digests
         size = self._block_size
         while (end := (len(sequence.digests) + 1) * size) <= sequence.num_tokens:
-            parent = (
-                sequence.digests[-1]
-                if sequence.digests
-                else root_digest(sequence.request.salt, sequence.request.encoder_token_ids)
-            )
-            sequence.digests.append(block_digest(parent, sequence.token_ids[end - size : end]))
+            request = sequence.request
+            parent = sequence.digests[-1] if sequence.digests else request.root_digest
+            media = request.media_map.key(end - size, end)
+            sequence.digests.append(block_digest(parent, sequence.token_ids[end - size : end], media))
             yield sequence.digests[-1]
 
     def publish(self, sequence: Sequence, state_slot: int | None) -> None:

@@ -5,7 +5,13 @@ from __future__ import annotations
 import dataclasses
 import enum
 from collections import Counter
+from collections.abc import Sequence as SequenceOf
 from typing import Any
+
+import numpy as np
+
+from forebay.block_hash import MediaMap, block_digest, root_digest
+from gpu_executor.media import MediaInput
 
 
 class FinishReason(enum.Enum):
@@ -80,6 +86,8 @@ class Request:
         "epoch",
         "first_token_id",
         "key",
+        "media",
+        "media_map",
         "num_cached_tokens",
         "num_known_rows",
         "num_pooled_rows",
@@ -88,7 +96,10 @@ class Request:
         "pooled_sum",
         "pooling",
         "pools_every_token",
+        "position_delta",
+        "positions",
         "priority",
+        "prompt_is_whole",
         "prompt_token_ids",
         "salt",
         "sampling",
@@ -108,10 +119,13 @@ class Request:
         deadline: float | None = None,
         salt: bytes = b"",
         encoder_token_ids: list[int] | None = None,
+        media: SequenceOf[MediaInput] = (),
+        positions: np.ndarray | None = None,
         resumed: dict[int, tuple[list[int], bool]] | None = None,
     ) -> None:
         """One of `sampling` and `pooling` is given, `deadline` is on the monotonic clock, and `resumed` maps a sequence index
-        to (its tokens, whether it has ended)."""
+        to (its tokens, whether it has ended). `positions` (axes, prompt tokens) int64 is given where rotary positions are not
+        indexes; what follows the prompt goes on behind the largest."""
         assert (sampling is None) != (pooling is None)
         sampling = sampling or _NO_SAMPLING
         self.pooling = pooling
@@ -123,6 +137,11 @@ class Request:
         self.prompt_token_ids, self.sampling = prompt_token_ids, sampling
         self.priority, self.deadline, self.salt = priority, deadline, salt
         self.encoder_token_ids = encoder_token_ids or []
+        self.media, self.positions = tuple(media), positions
+        # What is added to the index of a token behind the prompt for its rotary position.
+        self.position_delta = 0 if positions is None else int(positions.max()) + 1 - len(prompt_token_ids)
+        self.media_map = MediaMap((start, length, item.digest) for item in self.media for start, length in item.spans)
+        self.prompt_is_whole = False  # its tokens see each other, whichever comes first; set by the engine
         self.arrival = -1  # set by the scheduler
         self.first_token_id: int | None = (
             None  # what each sequence begins with, whatever the model says; set by the engine
@@ -140,6 +159,14 @@ class Request:
     @property
     def num_prompt_tokens(self) -> int:
         return len(self.prompt_token_ids)
+
+    @property
+    def root_digest(self) -> bytes:
+        """The parent digest of the first block. Where the prompt is whole, its first token's state depends on its last."""
+        root = root_digest(self.salt, self.encoder_token_ids)
+        if not self.prompt_is_whole:
+            return root
+        return block_digest(root, self.prompt_token_ids, self.media_map.key(0, self.num_prompt_tokens))
 
     @property
     def finished(self) -> bool:
@@ -175,6 +202,7 @@ class Sequence:
         "digests",
         "encoder_blocks",
         "finish_reason",
+        "held_media",
         "index",
         "is_encoded",
         "num_computed_tokens",
@@ -199,6 +227,7 @@ class Sequence:
         self.num_passed_blocks: list[int] = []  # that no query reads any more, given back
         self.encoder_blocks: list[int] = []  # what cross attention reads of the encoder's output
         self.is_encoded = False  # whether they hold it
+        self.held_media: set[int] = set()  # indexes of the request's media whose features are held for it
         self.digests: list[bytes] = []  # of full blocks, as far as they were needed
         self.num_published = 0  # leading blocks of each group that the prefix cache knows
         self.slot = -1  # row of the runner's block table while running

@@ -16,6 +16,7 @@ from collections.abc import Sequence as SequenceOf
 
 from gpu_executor.block_pool import BlockPool
 from gpu_executor.block_reach import BlockReach
+from gpu_executor.media_reach import MediaReach
 from gpu_executor.prefix_sharing import PrefixSharing
 from gpu_executor.request import FinishReason, Request, Sequence
 from gpu_executor.snapshots import SnapshotCache
@@ -61,15 +62,19 @@ class Scheduler:
         windows: tuple[int | None, ...] = (None,),
         num_snapshots: int | None = None,
         whole_prompts: bool = False,
+        media: MediaReach | None = None,
     ) -> None:
         """`windows`: of each group of layers, keys that a query sees; None if it sees all. The first group sees furthest.
 
         `whole_prompts`: tokens see those that follow, so that a prompt is computed in one step; it must fit into one.
 
+        `media` holds the features of media in prompts; None for models that take text alone.
+
         `num_snapshots`: slots after the first max_num_seqs for states of prefixes; None if all state is in blocks.
         """
         self.pool, self.block_size = pool, block_size
         self.reach, self._whole_prompts = BlockReach(block_size, windows), whole_prompts
+        self.media = media
         self.max_num_seqs, self.max_num_batched_tokens = max_num_seqs, max_num_batched_tokens
         self.max_prefill_tokens_beside_decode = max_prefill_tokens_beside_decode
         self.running: list[Sequence] = []  # by order
@@ -114,6 +119,7 @@ class Scheduler:
         self._give_back(sequence)
 
     def _give_back(self, sequence: Sequence) -> None:
+        self._release_media(sequence)
         self.pool.release(sequence.held_blocks)
         sequence.blocks, sequence.num_published, sequence.num_passed_blocks = [], 0, []
         sequence.encoder_blocks, sequence.is_encoded = [], False
@@ -133,19 +139,21 @@ class Scheduler:
         return [dataclasses.replace(part, state_to=slot) for part, slot in zip(plan, slots, strict=True)]
 
     def _plan(self) -> list[ScheduledSequence]:
+        if self.media is not None:
+            self.media.begin_step()
         plan: list[ScheduledSequence] = []
         num_preemptions = self.ledger.num_preemptions
         decoding = [s for s in self.running if s.num_tokens - s.num_computed_tokens == 1]
         prefilling = [s for s in self.running if s.num_tokens - s.num_computed_tokens > 1]
         budget = self.max_num_batched_tokens
         for sequence in decoding:
-            if budget and self._reserve(sequence, 1, plan):
+            if budget and self._chunk(sequence, sequence.num_computed_tokens, 1) and self._reserve(sequence, 1, plan):
                 plan.append(ScheduledSequence(sequence, 1))
                 budget -= 1
         if plan:
             budget = min(budget, self.max_prefill_tokens_beside_decode)
         for sequence in prefilling:
-            count = self._sharing.chunk(sequence, sequence.num_computed_tokens, budget)
+            count = self._chunk(sequence, sequence.num_computed_tokens, budget)
             if count and self._reserve(sequence, count, plan):
                 plan.append(ScheduledSequence(sequence, count))
                 budget -= count
@@ -161,6 +169,25 @@ class Scheduler:
                 budget -= len(admitted.sequence.request.encoder_token_ids)
         return plan
 
+    def _chunk(self, sequence: Sequence, start: int, budget: int) -> int:
+        """How many of the sequence's tokens from `start` on a step takes; what they need of media is held then.
+
+        A prompt whose tokens all see each other is taken whole: the last one of a step may exceed the budget.
+        """
+        request = sequence.request
+        if request.prompt_is_whole and start < request.num_prompt_tokens:
+            wanted = request.num_prompt_tokens - start
+            count = wanted if budget else 0
+        else:
+            wanted, count = 1, self._sharing.chunk(sequence, start, budget)
+        if self.media is not None and count:
+            count = self.media.limit(sequence, start, count)
+        return count if count >= wanted else 0
+
+    def _release_media(self, sequence: Sequence) -> None:
+        if self.media is not None:
+            self.media.release(sequence)
+
     def update(self, plan: SequenceOf[ScheduledSequence]) -> None:
         """Notes that a step's tokens are computed; sampled tokens are appended after this."""
         for part in plan:
@@ -169,6 +196,8 @@ class Scheduler:
             self._sharing.publish(part.sequence, part.state_to)
             if self.reach.slides:
                 self._release_passed(part.sequence)
+            if self.media is not None:
+                self.media.release_passed(part.sequence)
 
     def _release_passed(self, sequence: Sequence) -> None:
         """Gives back the blocks that a window has left. The prefix cache knows them until they are needed."""
@@ -212,8 +241,9 @@ class Scheduler:
         num_known_tokens = num_known * self.block_size
         encoder_blocks = self._sharing.encoder_blocks(sequence)
         num_encoder_tokens = 0 if encoder_blocks else len(sequence.request.encoder_token_ids)
-        count = self._sharing.chunk(sequence, num_known_tokens, max(1, budget - num_encoder_tokens))
-        if self._whole_prompts and count < sequence.num_tokens:
+        count = self._chunk(sequence, num_known_tokens, max(1, budget - num_encoder_tokens))
+        if not count or (self._whole_prompts and count < sequence.num_tokens):
+            self._release_media(sequence)
             return None
         num_encoder_blocks = self.reach.num_blocks(num_encoder_tokens)
         num_new = self.reach.num_blocks(num_known_tokens + count) - num_known  # of each group
@@ -222,6 +252,7 @@ class Scheduler:
         shared = [block for blocks, n in zip(known, num_passed, strict=True) for block in blocks[n:]] + encoder_blocks
         while needed + self.pool.num_free_of(shared) > self.pool.num_free:
             if not self._preempt_for(sequence, plan):
+                self._release_media(sequence)
                 return None
         state_from = self._sharing.use_state(sequence, num_known)
         self.pool.share(shared)
@@ -288,6 +319,9 @@ class Scheduler:
         assert all(not sequence.blocks for sequence in self.waiting)
         if self.snapshots is not None:
             self.snapshots.check()
+        if self.media is not None:
+            self.media.cache.check()
+        assert all(not sequence.held_media for sequence in self.waiting)
         assert len({s.slot for s in self.running}) == len(self.running) == self.max_num_seqs - len(self._free_slots)
 
 

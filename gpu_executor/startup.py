@@ -12,7 +12,10 @@ from forebay.fingerprint import model_digest, tokenizer_digest
 from forebay.hub import resolve_model
 from gpu_executor.block_pool import BlockPool
 from gpu_executor.config import ExecutorConfig
+from gpu_executor.encoder_cache import EncoderCache
 from gpu_executor.engine import Engine
+from gpu_executor.media_encoder import MediaEncoder
+from gpu_executor.media_reach import MediaReach
 from gpu_executor.memory import num_kv_blocks, num_snapshot_slots
 from gpu_executor.mixers.state import common_window
 from gpu_executor.model_info import ModelInfo, eos_token_ids, first_token_id, read_model_config
@@ -79,6 +82,9 @@ def build_engine(config: ExecutorConfig, *, progress: bool = True) -> tuple[Engi
         most_blocks=most_blocks,
     )
     prefix_caching = config.enable_prefix_caching and not whole_prompts
+    features = None
+    if model.spec.tower is not None:
+        features = EncoderCache(config.encoder_cache_size or max(8192, min(max_model_len, 32768)))
     runner = ModelRunner(
         model,
         num_blocks=num_blocks,
@@ -87,6 +93,7 @@ def build_engine(config: ExecutorConfig, *, progress: bool = True) -> tuple[Engi
         max_model_len=max_model_len,
         num_snapshots=num_snapshots or 0,
         pooler=pooler,
+        features=features,
     )
     beside_decode = config.max_prefill_tokens_beside_decode or (128 if device.type == "cpu" else budget)
     scheduler = Scheduler(
@@ -98,8 +105,12 @@ def build_engine(config: ExecutorConfig, *, progress: bool = True) -> tuple[Engi
         windows=(common_window(model.state_layouts, dtype),),
         num_snapshots=num_snapshots,
         whole_prompts=whole_prompts,
+        media=None if features is None else MediaReach(features, budget),
     )
     vocab_size = model.spec.vocab_size
+    modalities = ()
+    if model.spec.tower is not None:
+        modalities = tuple(kind for kind in registry.find(reader).inputs if kind != "text")
     engine = Engine(
         runner,
         scheduler,
@@ -109,6 +120,9 @@ def build_engine(config: ExecutorConfig, *, progress: bool = True) -> tuple[Engi
         max_encoder_len=model.spec.max_encoder_len,
         first_token_id=first_token_id(folder, model_config) if model.spec.encoder is not None else None,
         pooler=pooler,
+        spec=model.spec,
+        modalities=modalities,
+        encode=None if features is None else MediaEncoder(model, features),
     )
     info = ModelInfo(
         architecture=model.spec.architecture,
@@ -124,6 +138,7 @@ def build_engine(config: ExecutorConfig, *, progress: bool = True) -> tuple[Engi
         embedding_size=pooler.num_columns if task == "embed" else 0,
         num_classes=pooler.num_columns if pooler is not None and task != "embed" else 0,
         num_token_types=model.spec.decoder.num_segments,
+        modalities=modalities,
         model_digest=model_digest(read_model_config(folder, None)),
         tokenizer_digest=tokenizer_digest(folder),
     )

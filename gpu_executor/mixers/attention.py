@@ -45,7 +45,19 @@ class AttentionMixer:
         attended = paged_attention(
             q, state.k, state.v, batch.block_table, batch.query_start, batch.seq_lens, **self._options
         )
+        for index in batch.whole:
+            self._attend_whole(index, q, attended, batch, state)
         return self.o(attended.flatten(1))  # (T, HK) -> (T, D)
+
+    def _attend_whole(self, index: int, q: torch.Tensor, attended: torch.Tensor, batch: Batch, state: KvCache) -> None:
+        """Writes into `attended` (T, H, K) the rows of a sequence that sees the keys behind its tokens as well."""
+        start, end = batch.query_start[index : index + 2].tolist()
+        rows = torch.tensor([0, end - start], dtype=torch.int32, device=q.device)
+        one = slice(index, index + 1)
+        attended[start:end] = paged_attention(
+            q[start:end], state.k, state.v, batch.block_table[one], rows, batch.seq_lens[one],
+            **(self._options | {"causal": False}),
+        )  # fmt: skip
 
     def project(self, x: torch.Tensor, batch: Batch, state: KvCache) -> torch.Tensor:
         """x (T, D) -> queries (T, H, K), ready to attend; writes the step's keys and values into the cache."""
