@@ -16,7 +16,7 @@ from preprocess.processors.processor import Processor, PromptText
 from preprocess.processors.registry import load_processor
 from preprocess.tokenizer import TextTokenizer
 from preprocess.tokenizer_files import load_tokenizer
-from tests.golden.materialize import materialize, read_golden
+from tests.golden.materialize import read_golden, write_files
 
 _DTYPES = {"float32": np.float32}
 
@@ -32,8 +32,8 @@ def case_of(golden: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def processor_of(golden: dict[str, Any], folder: Path) -> tuple[Processor, TextTokenizer]:
-    """The processor and the tokenizer of a golden's checkpoint, which is written into the folder without its weights."""
-    materialize(golden | {"tensors": {}}, folder)
+    """The processor and the tokenizer of a golden's checkpoint, whose files are written into the folder without weights."""
+    write_files(golden, folder)
     tokenizer = load_tokenizer(folder)
     assert tokenizer is not None
     processor = load_processor(folder, tokenizer)
