@@ -6,6 +6,7 @@ length of the request there, it is decided here once, from max_model_len, as in 
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
@@ -25,7 +26,8 @@ def read_rope(config: ConfigReader, dim: int, *, default_theta: float = 10000.0)
         raise CheckpointError(f"config.json rotates {dim} dimensions of a head; it must be an even number")
     parameters = _parameters(config)
     theta = parameters.number("rope_theta", default=None) or config.number("rope_theta", default=default_theta)
-    return _SCALINGS[_kind(parameters)](parameters, config, dim, theta)
+    rope = _SCALINGS[_kind(parameters)](parameters, config, dim, theta)
+    return dataclasses.replace(rope, sections=_read_sections(parameters, dim))
 
 
 def rotary_dim(config: ConfigReader, head_dim: int) -> int:
@@ -81,6 +83,18 @@ def _trained_len(parameters: ConfigReader, config: ConfigReader) -> int:
     name = "original_max_position_embeddings"
     inner = parameters.integer(name, default=None) or config.integer("max_position_embeddings")
     return config.integer(name, default=inner)
+
+
+def _read_sections(p: ConfigReader, dim: int) -> tuple[int, ...]:
+    """`mrope_section` of M-RoPE: how many pairs turn with each axis, one axis after the other."""
+    sections = p("mrope_section", default=[])
+    if not isinstance(sections, list) or not all(type(n) is int and n > 0 for n in sections):
+        raise p.wrong(("mrope_section",), sections, "a list of whole numbers above 0")
+    if sections and sum(sections) != dim // 2:
+        raise p.wrong(("mrope_section",), sections, f"numbers of pairs that sum up to {dim // 2}")
+    if p.flag("mrope_interleaved", default=False):
+        raise p.wrong(("mrope_interleaved",), True, "false")
+    return tuple(sections)
 
 
 def _read_default(p: ConfigReader, config: ConfigReader, dim: int, theta: float) -> Rope:
@@ -150,6 +164,7 @@ def _is_positive(value: Any) -> bool:
 
 _SCALINGS: dict[str, Callable[[ConfigReader, ConfigReader, int, float], Rope]] = {
     "default": _read_default,
+    "mrope": _read_default,  # what Qwen2-VL calls it
     "linear": _read_linear,
     "dynamic": _read_dynamic,
     "llama3": _read_llama3,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -129,8 +130,12 @@ def test_an_override_of_the_classic_key_wins_and_keeps_the_theta_of_the_new_one(
         ({"type": "longrope", "short_factor": [1.0] * 3}, "short_factor of rope_scaling .* must be a list of 4 numbers"),
         ({"type": "longrope", "short_factor": [1, 1, 1, -1]}, "must be a list of 4 numbers above 0"),
         ("linear", "rope_scaling of config.json is 'linear'; it must be an object"),
+        ({"type": "mrope", "mrope_section": [1, 1]}, "mrope_section of rope_scaling .* sum up to 4"),
+        ({"type": "mrope", "mrope_section": [2, 3, -1]}, "must be a list of whole numbers above 0"),
+        ({"type": "mrope", "mrope_section": [2, 1, 1], "mrope_interleaved": True}, "mrope_interleaved .* must be false"),
     ],
-    ids=["unknown", "no-factor", "text", "zero", "missing-key", "short-longrope", "negative-longrope", "no-object"],
+    ids=["unknown", "no-factor", "text", "zero", "missing-key", "short-longrope", "negative-longrope", "no-object",
+         "short-sections", "negative-section", "interleaved"],
 )  # fmt: skip
 def test_a_scaling_that_cannot_be_is_named(scaling: Any, message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
@@ -152,3 +157,17 @@ def test_tables_hold_cosines_then_sines_with_the_magnitude_and_are_shared() -> N
     torch.testing.assert_close(table[49, 64:], (49 * inverse).sin() * magnitude)
     tables = RopeTables(50, torch.device("cpu"))
     assert tables(rope) is tables(read_rope(reader("qwen2.5-yarn"), 128))
+
+
+@pytest.mark.parametrize(
+    "scaling",
+    [{"type": "mrope"}, {"rope_type": "default", "type": "mrope"}, {"type": "yarn", "factor": 2.0}],
+    ids=["hub", "transformers-5", "stretched"],
+)
+def test_sections_come_with_any_scaling_and_change_no_frequency(scaling: dict[str, Any]) -> None:
+    """Qwen2-VL's `mrope` is the default otherwise, and Qwen2.5-VL is stretched with yarn and sections."""
+    config = {"max_position_embeddings": 64, "rope_theta": 1e6}
+    rope = read_rope(ConfigReader(config | {"rope_scaling": scaling | {"mrope_section": [16, 24, 24]}}), 128)
+    plain = read_rope(ConfigReader(config | ({"rope_scaling": scaling} if "factor" in scaling else {})), 128)
+    assert rope.sections == (16, 24, 24)
+    assert dataclasses.replace(rope, sections=()) == plain
