@@ -1,10 +1,11 @@
-"""Rotates queries and keys and writes the cache; see reference.py for the definition. A Triton kernel.py joins here."""
+"""Rotates queries and keys and writes the cache; see reference.py for the definition."""
 
 from __future__ import annotations
 
 import torch
 
 from kernels.rope_kv_write import cpu, reference
+from kernels.triton_path import use_triton
 
 __all__ = ["rope_kv_write"]
 
@@ -18,13 +19,17 @@ def rope_kv_write(
     k_cache: torch.Tensor,
     v_cache: torch.Tensor,
     slot_mapping: torch.Tensor,
+    *,
+    k_scale: float = 1.0,
+    v_scale: float = 1.0,
 ) -> torch.Tensor:
     """q (T, H, K), k and v (T, G, K), positions and slot_mapping (T) int64 -> q rotated (T, H, K).
 
     cos_sin (P, rope_dim) float32 holds cosines in its first half and sines in its second; None rotates nothing and
     returns q itself. Rotated keys and the values go to k_cache, v_cache (B, G, S, K) at slot block * S + offset; slot
-    -1 writes nothing. q, k and v may be slices of one wider tensor and are left as they are. Raises IndexError for a
-    position outside cos_sin or a slot outside the cache.
+    -1 writes nothing. q, k and v may be slices of one wider tensor and are left as they are. Caches may be
+    float8_e4m3fn: they then get keys in units of k_scale and values in units of v_scale, at most 448. Raises IndexError
+    for a position outside cos_sin or a slot outside the cache, except from a GPU, which is not asked.
     """
     q_shape, k_shape, cache_shape = q.shape, k.shape, k_cache.shape
     if (
@@ -45,5 +50,10 @@ def rope_kv_write(
         )
     if cos_sin is not None and (cos_sin.shape[1] % 2 or cos_sin.shape[1] > q_shape[2]):
         raise ValueError(f"rope_dim {cos_sin.shape[1]} must be even and at most the head dim {q_shape[2]}")
-    path = cpu if q.is_cpu else reference
-    return path.rope_kv_write(q, k, v, cos_sin, positions, k_cache, v_cache, slot_mapping)
+    if use_triton(q):
+        from kernels.rope_kv_write import kernel as path
+    else:
+        path = cpu if q.is_cpu else reference
+    return path.rope_kv_write(
+        q, k, v, cos_sin, positions, k_cache, v_cache, slot_mapping, k_scale=k_scale, v_scale=v_scale
+    )

@@ -17,6 +17,9 @@ def rope_kv_write(
     k_cache: torch.Tensor,
     v_cache: torch.Tensor,
     slot_mapping: torch.Tensor,
+    *,
+    k_scale: float,
+    v_scale: float,
 ) -> torch.Tensor:
     """Shapes as in the public call. Takes the native kernel where formats and layout are what it reads."""
     num_tokens, num_heads, head_dim = q.shape
@@ -34,7 +37,9 @@ def rope_kv_write(
         or not (slot_mapping.is_contiguous() and positions.is_contiguous())
         or not (cos_sin is None or (cos_sin.dtype == torch.float32 and cos_sin.is_contiguous()))
     ):
-        return reference.rope_kv_write(q, k, v, cos_sin, positions, k_cache, v_cache, slot_mapping)
+        return reference.rope_kv_write(
+            q, k, v, cos_sin, positions, k_cache, v_cache, slot_mapping, k_scale=k_scale, v_scale=v_scale
+        )
     if cos_sin is None:
         rotated, table, num_positions, rope_dim = q, 0, 0, 0
     else:

@@ -27,6 +27,9 @@ def rope_kv_write(
     k_cache: torch.Tensor,
     v_cache: torch.Tensor,
     slot_mapping: torch.Tensor,
+    *,
+    k_scale: float = 1.0,
+    v_scale: float = 1.0,
 ) -> torch.Tensor:
     """q (T, H, K), k, v (T, G, K), caches (B, G, S, K), slot_mapping (T): block * S + offset, -1 = do not write."""
     if cos_sin is not None:
@@ -35,6 +38,14 @@ def rope_kv_write(
     slots = slot_mapping[written]
     block_size = k_cache.shape[2]
     block_ids, offsets = slots // block_size, slots % block_size
-    k_cache[block_ids, :, offsets] = k[written].to(k_cache.dtype)
-    v_cache[block_ids, :, offsets] = v[written].to(v_cache.dtype)
+    for cache, x, scale in ((k_cache, k, k_scale), (v_cache, v, v_scale)):
+        cache[block_ids, :, offsets] = _stored(x[written], cache.dtype, scale)
     return q
+
+
+def _stored(x: torch.Tensor, dtype: torch.dtype, scale: float) -> torch.Tensor:
+    """x as a cache holds it; float8 in units of the scale, and no larger than the format's largest number."""
+    if dtype != torch.float8_e4m3fn:
+        return x.to(dtype)
+    largest = torch.finfo(dtype).max
+    return (x.float() * (1 / scale)).clamp(-largest, largest).to(dtype)

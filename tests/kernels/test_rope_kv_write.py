@@ -79,3 +79,58 @@ def test_wrong_shapes_are_refused() -> None:
     ):
         with pytest.raises(ValueError):
             rope_kv_write(wrong_q, q, q, cos_sin, index, cache, cache.clone(), slots)
+
+
+# num_tokens, num_heads, num_kv_heads, head_dim, rope_dim (0: nothing rotates), block_size
+TRITON_SHAPES = [
+    (63, 14, 2, 64, 64, 16),
+    (1, 32, 8, 128, 128, 16),
+    (5, 5, 1, 96, 32, 7),
+    (9, 3, 3, 80, 80, 32),
+    (4, 40, 20, 40, 10, 1),
+    (17, 4, 2, 112, 0, 16),
+    (0, 2, 1, 64, 64, 16),
+]
+
+
+@pytest.mark.parametrize("cache_dtype", [None, torch.float8_e4m3fn], ids=["plain", "fp8"])
+@pytest.mark.parametrize("shape", TRITON_SHAPES, ids=lambda s: "T{}-H{}-G{}-K{}-rope{}-S{}".format(*s))
+def test_triton_equals_reference(
+    triton_device: torch.device, triton_dtype: torch.dtype, shape: tuple[int, ...], cache_dtype: torch.dtype | None
+) -> None:
+    num_tokens, num_heads, num_kv_heads, head_dim, rope_dim, block_size = shape
+    heads = (num_heads, num_kv_heads, num_kv_heads)
+    qkv = normal(num_tokens, sum(heads), head_dim, dtype=triton_dtype, seed=num_tokens).to(triton_device)
+    before = qkv.clone()
+    table = rope_table(300, rope_dim).to(triton_device) if rope_dim else None
+    num_blocks = 64 // block_size + 3
+    slots, positions = torch.randperm(num_blocks * block_size)[:num_tokens], torch.randperm(300)[:num_tokens]
+    slots[2::4] = -1
+    where = (table, positions.to(triton_device))
+    caches = normal(2, num_blocks, num_kv_heads, block_size, head_dim, dtype=torch.float32, seed=9)
+    caches = caches.to(triton_device, cache_dtype or triton_dtype)
+    expected_caches = caches.clone()
+    options = {"k_scale": 0.01, "v_scale": 0.005} if cache_dtype else {}  # the largest values do not fit
+    expected = reference.rope_kv_write(
+        *qkv.split(heads, 1), *where, *expected_caches, slots.to(triton_device), **options
+    )
+    actual = rope_kv_write(*qkv.split(heads, 1), *where, *caches, slots.to(triton_device), **options)
+    assert_close(actual, expected, "q")
+    if cache_dtype is None:
+        assert_close(caches[0], expected_caches[0], "k_cache")
+        assert torch.equal(caches[1], expected_caches[1])
+    else:
+        codes, expected_codes = (c.view(torch.uint8).int() for c in (caches, expected_caches))
+        assert (codes - expected_codes).abs().max() <= 1  # a sum rounded otherwise may lie on the other side of a tie
+        assert (codes != expected_codes).float().mean() < 0.01
+        assert not num_tokens or (caches.float().abs() == 448).any()
+    assert torch.equal(qkv, before)
+
+
+def test_float8_caches_hold_what_torch_rounds(path: str) -> None:
+    x = torch.linspace(-500, 500, 4096).view(8, 2, 256)
+    caches = torch.zeros(2, 2, 2, 4, 256, dtype=torch.float8_e4m3fn)
+    rope_kv_write(x, x, x / 4, None, torch.arange(8), *caches, torch.arange(8), v_scale=0.5)
+    k, v = (cache.transpose(1, 2).flatten(0, 1).float() for cache in caches)
+    assert torch.equal(k, x.clamp(-448, 448).to(torch.float8_e4m3fn).float())
+    assert torch.equal(v, (x / 2).to(torch.float8_e4m3fn).float())
