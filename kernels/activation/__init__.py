@@ -1,4 +1,4 @@
-"""Activations, alone or as the gate of an MLP; see reference.py for the definition. A Triton kernel.py joins here."""
+"""Activations, alone or as the gate of an MLP; see reference.py for the definition."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Collection
 import torch
 
 from kernels.activation import cpu, reference
+from kernels.triton_path import use_triton
 
 __all__ = ["act", "act_and_mul", "gelu_and_mul", "gelu_tanh_and_mul", "silu_and_mul"]
 
@@ -14,6 +15,10 @@ __all__ = ["act", "act_and_mul", "gelu_and_mul", "gelu_tanh_and_mul", "silu_and_
 def act(name: str, x: torch.Tensor, bound: float | None = None) -> torch.Tensor:
     """x (...) -> (...); name is silu, gelu, gelu_tanh, relu or relu2, or with a bound fatrelu."""
     _check_name(name, bound, reference.BOUNDED)
+    if use_triton(x):
+        from kernels.activation import kernel
+
+        return kernel.act(name, x, bound)
     return cpu.act(name, x) if x.is_cpu and bound is None else reference.act(name, x, bound)
 
 
@@ -22,6 +27,10 @@ def act_and_mul(name: str, x: torch.Tensor, bound: float | None = None) -> torch
     _check_name(name, bound, reference.BOUNDED | reference.BOUNDED_GATES)
     if x.dim() != 2 or x.shape[1] % 2:
         raise ValueError(f"act_and_mul takes (T, 2F), got {tuple(x.shape)}")
+    if use_triton(x):
+        from kernels.activation import kernel
+
+        return kernel.act_and_mul(name, x, bound)
     return cpu.act_and_mul(name, x) if x.is_cpu and bound is None else reference.act_and_mul(name, x, bound)
 
 
