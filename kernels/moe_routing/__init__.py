@@ -1,10 +1,11 @@
-"""Chooses each token's experts; see reference.py for the definition. A Triton kernel.py joins here."""
+"""Chooses each token's experts; see reference.py for the definition."""
 
 from __future__ import annotations
 
 import torch
 
 from kernels.moe_routing import reference
+from kernels.triton_path import use_triton
 
 __all__ = ["route"]
 
@@ -35,9 +36,12 @@ def route(
         or (group_score == "top2" and num_groups > 1 and group_size < 2)
     ):
         raise ValueError(f"cannot choose {top_k} of {num_experts} experts in {topk_groups} of {num_groups} groups")
+    path = reference
+    if use_triton(logits):
+        from kernels.moe_routing import kernel as path
     if score == "sparse_mixer":
-        return reference.sparse_mixer(logits, top_k, jitter)
-    return reference.route(
+        return path.sparse_mixer(logits, top_k, jitter)
+    return path.route(
         logits, top_k, score=score, score_bias=score_bias, renormalize=renormalize, scale=scale, num_groups=num_groups,
         topk_groups=topk_groups, group_score=group_score,
     )  # fmt: skip
