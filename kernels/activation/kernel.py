@@ -33,7 +33,7 @@ def activate(x, bound, NAME: tl.constexpr):
 
 
 @triton.jit
-def gate(gate, up, bound, DTYPE: tl.constexpr, NAME: tl.constexpr):
+def gated(gate, up, bound, DTYPE: tl.constexpr, NAME: tl.constexpr):
     """act(gate) * up of float32 numbers that DTYPE can hold, rounded to it after each step as the reference is."""
     if NAME == "gegelu":
         gate = tl.where(gate > bound, bound, gate)
@@ -61,7 +61,7 @@ def _activation(x, y, size, stride, bound, GATED: tl.constexpr, NAME: tl.constex
     dtype = value.dtype
     if GATED:
         up = tl.load(x + row * stride + size + column, inside, 0.0).to(tl.float32)
-        result = gate(value.to(tl.float32), up, bound, dtype, NAME)
+        result = gated(value.to(tl.float32), up, bound, dtype, NAME)
     else:
         result = activate(value.to(tl.float32), bound, NAME)
     tl.store(y + row * size + column, result.to(dtype), inside)

@@ -1,10 +1,11 @@
-"""Runs tokens through their experts' gated MLPs; see reference.py for the definition. A Triton kernel.py joins here."""
+"""Runs tokens through their experts' gated MLPs; see reference.py for the definition."""
 
 from __future__ import annotations
 
 import torch
 
 from kernels.moe_experts import cpu, reference
+from kernels.triton_path import use_triton
 
 __all__ = ["moe_experts"]
 
@@ -28,4 +29,6 @@ def moe_experts(
             f"{[tuple(t.shape) for t in (x, gate_up, down, weights, ids)]}"
         )
     path = cpu if x.is_cpu else reference
+    if use_triton(x):
+        from kernels.moe_experts import kernel as path
     return path.moe_experts(x, gate_up, down, act, weights, ids)
