@@ -1,10 +1,11 @@
-"""Convolves each channel over the last few tokens; see reference.py for the definition. A Triton kernel.py joins here."""
+"""Convolves each channel over the last few tokens; see reference.py for the definition."""
 
 from __future__ import annotations
 
 import torch
 
 from kernels.causal_conv import batched, cpu
+from kernels.triton_path import use_triton
 
 __all__ = ["causal_conv"]
 
@@ -41,4 +42,6 @@ def causal_conv(
             f"{len(seq_lens)} sequences need one more query_start and as many slots, got {len(query_start)} and {len(slots)}"
         )
     path = cpu if x.is_cpu else batched
+    if use_triton(x):
+        from kernels.causal_conv import kernel as path
     return path.causal_conv(x, weight, bias, window, query_start, seq_lens, slots)

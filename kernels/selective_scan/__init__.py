@@ -1,10 +1,11 @@
-"""Runs a state-space model's recurrence; see reference.py for the definition. A Triton kernel.py joins here."""
+"""Runs a state-space model's recurrence; see reference.py for the definition."""
 
 from __future__ import annotations
 
 import torch
 
 from kernels.selective_scan import batched, cpu
+from kernels.triton_path import use_triton
 
 __all__ = ["selective_scan"]
 
@@ -48,4 +49,6 @@ def selective_scan(
             f"{len(seq_lens)} sequences need one more query_start and as many slots, got {len(query_start)} and {len(slots)}"
         )
     path = cpu if x.is_cpu else batched
+    if use_triton(x):
+        from kernels.selective_scan import kernel as path
     return path.selective_scan(x, dt, a, b, c, d, z, dt_bias, state, query_start, seq_lens, slots)
