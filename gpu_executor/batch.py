@@ -11,18 +11,19 @@ import torch
 class Batch:
     """Everything the model needs for one step, on the model's device. T tokens of R sequences.
 
-    Sequence r has rows query_start[r] to query_start[r + 1], which are the last of its seq_lens[r] tokens; its KV lies in
-    the blocks block_table[r]. Token t goes to slot slot_mapping[t] = block * block_size + offset. A sequence
-    all of whose tokens are in the step (seq_lens equals its rows) begins now: its fixed-size state holds nothing yet.
+    Sequence r has rows query_start[r] to query_start[r + 1], which are the last of its seq_lens[r] tokens; its KV in the
+    layers of group g lies in the blocks block_tables[g][r]. There, token t goes to slot slot_mappings[g][t] = block *
+    block_size + offset. A sequence all of whose tokens are in the step (seq_lens equals its rows) begins now: its fixed-size
+    state holds nothing yet.
     """
 
     token_ids: torch.Tensor  # (T,) int64
     positions: torch.Tensor  # (T,) int64; tokens of media may share one
     query_start: torch.Tensor  # (R + 1,) int32
     seq_lens: torch.Tensor  # (R,) int32, the step's tokens counted in
-    block_table: torch.Tensor  # (R, M) int32
+    block_tables: tuple[torch.Tensor, ...]  # (R, M) int32 of each group of layers
     state_slots: torch.Tensor  # (R,) int64, where each sequence's fixed-size state lies
-    slot_mapping: torch.Tensor  # (T,) int64
+    slot_mappings: tuple[torch.Tensor, ...]  # (T,) int64 of each group of layers
     cross: CrossBatch | None = None  # of encoder-decoder models
     segments: torch.Tensor | None = None  # (T,) int64, of models that have token types
     features: Features | None = None  # of media in the prompts

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable
 
 import torch
 
 from gpu_executor.block_reach import BlockReach
 from gpu_executor.config import ExecutorConfig
-from gpu_executor.mixers.state import StateLayout, common_window
+from gpu_executor.layer_groups import LayerGroups
 
 logger = logging.getLogger(__name__)
 
@@ -21,7 +20,7 @@ _MOST_EMPTY_BLOCKS = 1 << 18
 
 def num_kv_blocks(
     config: ExecutorConfig,
-    layouts: Iterable[StateLayout | None],
+    groups: LayerGroups,
     dtype: torch.dtype,
     max_model_len: int,
     max_encoder_len: int,
@@ -31,16 +30,14 @@ def num_kv_blocks(
     num_snapshots: int = 0,
     most_blocks: int | None = None,
 ) -> int:
-    """Blocks of the KV cache, after what max_num_seqs sequences, and as many snapshots, keep beside their blocks.
+    """Blocks of the KV cache for all groups of layers, after what max_num_seqs sequences, and as many snapshots, keep beside.
 
     Not more than max_num_seqs sequences of max_model_len tokens could use, nor than `most_blocks`. Raises ValueError,
     saying what to change, if not even one sequence of max_model_len tokens fits.
     """
-    layouts = [layout for layout in layouts if layout is not None]
-    block_bytes = config.block_size * sum(layout.bytes_per_token(dtype) for layout in layouts)
-    fixed_bytes = (config.max_num_seqs + num_snapshots) * sum(layout.bytes_per_sequence(dtype) for layout in layouts)
-    window = common_window(layouts, dtype)
-    reach = BlockReach(config.block_size, (window,))
+    block_bytes = groups.block_bytes(config.block_size, dtype)
+    fixed_bytes = (config.max_num_seqs + num_snapshots) * groups.bytes_per_sequence(dtype)
+    reach = BlockReach(config.block_size, groups.windows)
     needed = reach.most_held(max_model_len, max_num_batched_tokens) + reach.num_blocks(max_encoder_len)
     budget = config.kv_cache_memory_bytes or _free_bytes(config, device)
     if fixed_bytes > budget:
@@ -57,34 +54,31 @@ def num_kv_blocks(
         num_blocks = max(needed, min(num_blocks, _MOST_EMPTY_BLOCKS))
     if num_blocks < needed:
         raise ValueError(
-            f"the KV cache has {(budget - fixed_bytes) / 2**20:,.0f} MiB, which is {num_blocks * config.block_size:,} tokens; one "
-            f"sequence of max_model_len {max_model_len:,} needs {needed * block_bytes / 2**20:,.0f} MiB: lower --max-model-len"
-            f"{'' if window is None else ' or --max-num-batched-tokens'} or raise --kv-cache-memory-bytes"
+            f"the KV cache has {(budget - fixed_bytes) / 2**20:,.0f} MiB, which is {num_blocks:,} blocks of {config.block_size} "
+            f"tokens; one sequence of max_model_len {max_model_len:,} needs {needed:,}, {needed * block_bytes / 2**20:,.0f} MiB: "
+            f"lower --max-model-len{' or --max-num-batched-tokens' if reach.slides else ''} or raise --kv-cache-memory-bytes"
         )
     logger.info(
-        "KV cache: %s blocks of %d tokens, %.0f MiB",
+        "KV cache: %s blocks of %d tokens, for %d group%s of layers, %.0f MiB",
         f"{num_blocks:,}",
         config.block_size,
+        reach.num_groups,
+        "s" if reach.num_groups > 1 else "",
         (num_blocks * block_bytes + fixed_bytes) / 2**20,
     )
     return num_blocks
 
 
 def num_snapshot_slots(
-    config: ExecutorConfig,
-    layouts: Iterable[StateLayout | None],
-    dtype: torch.dtype,
-    max_model_len: int,
-    device: torch.device,
+    config: ExecutorConfig, groups: LayerGroups, dtype: torch.dtype, max_model_len: int, device: torch.device
 ) -> int | None:
     """Slots for states of prefixes, two for each sequence that runs if memory allows; None if no layer keeps state in slots."""
-    layouts = [layout for layout in layouts if layout is not None]
-    slot_bytes = sum(layout.bytes_per_sequence(dtype) for layout in layouts)
+    slot_bytes = groups.bytes_per_sequence(dtype)
     if not slot_bytes:
         return None
     if not config.enable_prefix_caching:
         return 0
-    token_bytes = sum(layout.bytes_per_token(dtype) for layout in layouts)
+    token_bytes = groups.block_bytes(1, dtype)
     budget = config.kv_cache_memory_bytes or _free_bytes(config, device)
     left = budget - config.max_num_seqs * slot_bytes - (max_model_len + config.block_size) * token_bytes
     share = _SNAPSHOT_SHARE if token_bytes else 1

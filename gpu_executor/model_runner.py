@@ -10,8 +10,9 @@ import torch
 
 from gpu_executor.batch import Batch, CrossBatch
 from gpu_executor.encoder_cache import EncoderCache
+from gpu_executor.layer_groups import LayerGroups
 from gpu_executor.media_batch import axes_of, features_of, whole_parts
-from gpu_executor.mixers.state import SlotState, State, StateLayout
+from gpu_executor.mixers.state import SlotState
 from gpu_executor.models.decoder import Decoder
 from gpu_executor.models.pooler import Pooler
 from gpu_executor.pooling import PoolingRunner
@@ -34,11 +35,12 @@ class RunResult:
 
 
 class ModelRunner:
-    """Runs the model over blocks of KV that it owns. The block table of running sequences lives here, a row per slot."""
+    """Runs the model over blocks of KV that it owns. The block tables of running sequences live here, a row per slot."""
 
     def __init__(
         self,
         model: Decoder,
+        groups: LayerGroups,
         *,
         num_blocks: int,
         block_size: int,
@@ -53,20 +55,10 @@ class ModelRunner:
         self.device, self.dtype = model.device, model.dtype
         self.features = features
         self._pool = None if pooler is None else PoolingRunner(model, pooler)
-
-        def allocate(layout: StateLayout | None) -> State | None:
-            if layout is None:
-                return None
-            num_slots = max_num_seqs + num_snapshots
-            return layout.allocate(num_blocks, block_size, num_slots, dtype=model.dtype, device=model.device)
-
-        if model.spec.bidirectional:
-            # Nothing is read again in a later step: layers use one memory, one after the other.
-            shared = {layout: allocate(layout) for layout in set(model.state_layouts)}
-            self.states = [shared[layout] for layout in model.state_layouts]
-        else:
-            self.states = [allocate(layout) for layout in model.state_layouts]
-        self._tables = np.zeros((max_num_seqs, -(-max_model_len // block_size)), np.int32)
+        self.states = groups.allocate(
+            num_blocks, block_size, max_num_seqs + num_snapshots, dtype=model.dtype, device=model.device
+        )
+        self._tables = np.zeros((len(groups.windows), max_num_seqs, -(-max_model_len // block_size)), np.int32)
         self._encoder_tables = np.zeros((max_num_seqs, -(-model.spec.max_encoder_len // block_size)), np.int32)
 
     @torch.inference_mode()
@@ -114,7 +106,7 @@ class ModelRunner:
         else:
             rows_of = np.repeat(slots, counts)
             positions = np.arange(len(token_ids)) + np.repeat(computed - query_start[:-1], counts)
-        slot_mapping = _slots(self._tables, rows_of, positions, size)
+        slot_mappings = tuple(self._tensor(_slots(table, rows_of, positions, size)) for table in self._tables)
         axes = axes_of(plan, positions, query_start) if self.features is not None else None
         if axes is not None and len(axes) == 1:
             positions, axes = axes[0], None
@@ -126,9 +118,9 @@ class ModelRunner:
                 positions=self._tensor(positions),
                 query_start=self._tensor(query_start),
                 seq_lens=self._tensor(seq_lens),
-                block_table=self._tensor(self._tables[slots, :width]),
+                block_tables=tuple(self._tensor(table[slots, :width]) for table in self._tables),
                 state_slots=self._tensor(slots),
-                slot_mapping=self._tensor(slot_mapping),
+                slot_mappings=slot_mappings,
                 cross=self._cross(plan, slots) if self._encoder_tables.size else None,
                 segments=self._segments(plan) if self.model.spec.decoder.num_segments else None,
                 features=None if self.features is None else features_of(plan, query_start, self.features, self.device),
@@ -147,13 +139,14 @@ class ModelRunner:
                     state.copy(sources, targets)
 
     def _write_table(self, part: ScheduledSequence) -> None:
-        """Copies the blocks that the sequence got since its last step into its row."""
+        """Copies the blocks that the sequence got since its last step into its row of each group's table."""
         sequence = part.sequence
         first, last = sequence.num_table_blocks, len(sequence.blocks[0])
         if first == 0:
             self._encoder_tables[sequence.slot, : len(sequence.encoder_blocks)] = sequence.encoder_blocks
         if first < last:
-            self._tables[sequence.slot, first:last] = sequence.blocks[0][first:]
+            for table, blocks in zip(self._tables, sequence.blocks, strict=True):
+                table[sequence.slot, first:last] = blocks[first:]
             sequence.num_table_blocks = last
 
     def _cross(self, plan: SequenceOf[ScheduledSequence], slots: np.ndarray) -> CrossBatch:
@@ -175,9 +168,9 @@ class ModelRunner:
             positions=self._tensor(positions),
             query_start=self._tensor(np.concatenate(([0], counts.cumsum())).astype(np.int32)),
             seq_lens=self._tensor(counts),
-            block_table=self._tensor(own_table),
+            block_tables=(self._tensor(own_table),),
             state_slots=self._tensor(slots[beginning]),
-            slot_mapping=self._tensor(_slots(own_table, rows, positions, size)),
+            slot_mappings=(self._tensor(_slots(own_table, rows, positions, size)),),
         )
         slot_mapping = self._tensor(_slots(table[beginning], rows, positions, size))
         return CrossBatch(self._tensor(lengths), self._tensor(table), size, encoder, int(ends[-1]), slot_mapping)

@@ -14,10 +14,10 @@ from gpu_executor.block_pool import BlockPool
 from gpu_executor.config import ExecutorConfig
 from gpu_executor.encoder_cache import EncoderCache
 from gpu_executor.engine import Engine
+from gpu_executor.layer_groups import group_layers
 from gpu_executor.media_encoder import MediaEncoder
 from gpu_executor.media_reach import MediaReach
 from gpu_executor.memory import num_kv_blocks, num_snapshot_slots
-from gpu_executor.mixers.state import common_window
 from gpu_executor.model_info import ModelInfo, eos_token_ids, first_token_id, read_model_config
 from gpu_executor.model_runner import ModelRunner
 from gpu_executor.models import registry
@@ -64,15 +64,17 @@ def build_engine(config: ExecutorConfig, *, progress: bool = True) -> tuple[Engi
     budget = config.max_num_batched_tokens or max(
         1024 if device.type == "cpu" else 8192, config.max_num_seqs, max_model_len if whole_prompts else 0
     )
-    # Where nothing is read again in a later step, all layers share one memory.
-    layouts = tuple(set(model.state_layouts)) if whole_prompts else model.state_layouts
+    groups = group_layers(
+        model.state_layouts, dtype, model.spec.max_model_len,
+        bidirectional=whole_prompts, cross=model.spec.encoder is not None,
+    )  # fmt: skip
     most_blocks = None
     if whole_prompts:  # what one step takes, each sequence's last block not full
         most_blocks = -(-max(budget, max_model_len) // config.block_size) + config.max_num_seqs
-    num_snapshots = num_snapshot_slots(config, layouts, dtype, max_model_len, device)
+    num_snapshots = num_snapshot_slots(config, groups, dtype, max_model_len, device)
     num_blocks = num_kv_blocks(
         config,
-        layouts,
+        groups,
         dtype,
         max_model_len,
         model.spec.max_encoder_len,
@@ -87,6 +89,7 @@ def build_engine(config: ExecutorConfig, *, progress: bool = True) -> tuple[Engi
         features = EncoderCache(config.encoder_cache_size or max(8192, min(max_model_len, 32768)))
     runner = ModelRunner(
         model,
+        groups,
         num_blocks=num_blocks,
         block_size=config.block_size,
         max_num_seqs=config.max_num_seqs,
@@ -102,7 +105,7 @@ def build_engine(config: ExecutorConfig, *, progress: bool = True) -> tuple[Engi
         max_num_seqs=config.max_num_seqs,
         max_num_batched_tokens=budget,
         max_prefill_tokens_beside_decode=beside_decode,
-        windows=(common_window(model.state_layouts, dtype),),
+        windows=groups.windows,
         num_snapshots=num_snapshots,
         whole_prompts=whole_prompts,
         media=None if features is None else MediaReach(features, budget),

@@ -17,7 +17,7 @@ import torch
 import triton
 import triton.language as tl
 
-__all__ = ["INTERPRETED", "Specialization", "next_power_of_2", "num_processors", "tl", "triton", "upcast"]
+__all__ = ["INTERPRETED", "Specialization", "is_hopper", "next_power_of_2", "num_processors", "tl", "triton", "upcast"]
 
 # Set where kernels run on the CPU, one program after the other, in numpy.
 INTERPRETED = bool(triton.knobs.runtime.interpret)
@@ -33,6 +33,11 @@ def upcast(dtype: torch.dtype) -> bool:
 def num_processors(device: torch.device) -> int:
     """Streaming multiprocessors of a GPU, which a grid should fill; a small GPU's under the interpreter."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 8
+
+
+def is_hopper(device: torch.device) -> bool:
+    """Whether it has Hopper's instructions for matrices and its 227 KiB of shared memory."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,4 +56,5 @@ class Specialization:
     num_warps: int = 4
     num_stages: int = 3
     max_stack_bytes: int = 0  # of one thread; registers that did not fit lie there
+    wgmma: bool = False  # whether Hopper must multiply with its own instruction
     archs: tuple[int, ...] = (80, 90)

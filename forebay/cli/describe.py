@@ -51,9 +51,10 @@ class Description:
 class StateMemory:
     """What the layers keep between steps."""
 
-    bytes_per_token: int  # in the blocks of the KV cache
+    bytes_per_token: int  # in the blocks of the KV cache, one block of each group of layers
     bytes_per_sequence: int  # beside them, whatever the length
-    window: int | None  # tokens after which blocks are given back; None: never
+    windows: tuple[int | None, ...]  # of each group: tokens after which its blocks are given back; None: never
+    num_layers_per_block: int
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -126,7 +127,7 @@ def _state_memory(resolved: Resolved, dtype: torch.dtype) -> StateMemory:
     """What the model's own layers say that they keep, asked of a model without memory."""
     import torch
 
-    from gpu_executor.mixers.state import common_window
+    from gpu_executor.layer_groups import group_layers
     from gpu_executor.models.decoder import Decoder
     from gpu_executor.models.names import required
     from gpu_executor.models.weights import Weights
@@ -135,9 +136,12 @@ def _state_memory(resolved: Resolved, dtype: torch.dtype) -> StateMemory:
     weights = Weights(spec, required(spec, resolved.extras), dtype, nowhere)
     short = dataclasses.replace(spec, max_model_len=1)  # position tables take memory wherever they end up
     layouts = Decoder(short, weights, dtype, nowhere).state_layouts
-    kept = [layout for layout in layouts if layout is not None]
+    groups = group_layers(
+        layouts, dtype, spec.max_model_len, bidirectional=spec.bidirectional, cross=spec.encoder is not None
+    )
     return StateMemory(
-        bytes_per_token=sum(layout.bytes_per_token(dtype) for layout in kept),
-        bytes_per_sequence=sum(layout.bytes_per_sequence(dtype) for layout in kept),
-        window=common_window(kept, dtype),
+        bytes_per_token=len(groups.windows) * groups.block_bytes(1, dtype),
+        bytes_per_sequence=groups.bytes_per_sequence(dtype),
+        windows=groups.windows,
+        num_layers_per_block=len(groups.memories),
     )

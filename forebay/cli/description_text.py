@@ -30,17 +30,30 @@ def description_lines(description: Description, *, all_layers: bool) -> Iterator
 
 
 def _memory_lines(description: Description) -> Iterator[str]:
-    memory, block_size, spec = description.memory, description.block_size, description.resolved.spec
+    memory = description.memory
     if memory.bytes_per_token:
-        length = min(spec.max_model_len, memory.window or spec.max_model_len) + spec.max_encoder_len
-        what = "sequence" if memory.window is None else "window"
-        yield (
-            f"KV cache  {_size(memory.bytes_per_token)} per token, {_size(memory.bytes_per_token * block_size)} per block "
-            f"of {block_size} tokens, {_size(memory.bytes_per_token * block_size * -(-length // block_size))} for a {what} "
-            f"of {length:,}"
-        )
+        yield f"KV cache  {_cache_size(description)}"
     if memory.bytes_per_sequence:
         yield f"state     {_size(memory.bytes_per_sequence)} per sequence, whatever its length"
+
+
+def _cache_size(description: Description) -> str:
+    memory, block_size, spec = description.memory, description.block_size, description.resolved.spec
+    windows = [window for window in memory.windows if window is not None]
+    num_groups, longest = len(memory.windows), spec.max_model_len
+    lengths = [min(longest, window or longest) + spec.max_encoder_len for window in memory.windows]
+    num_blocks = sum(-(-length // block_size) for length in lengths)
+    block_bytes = memory.bytes_per_token * block_size // num_groups
+    token, block = (
+        f"{_size(memory.bytes_per_token)} per token",
+        f"{_size(block_bytes)} per block of {block_size} tokens",
+    )
+    if num_groups > 1:
+        kept = memory.bytes_per_token * (num_groups - len(windows)) // num_groups
+        token += f", {_size(kept)} once the window of {max(windows):,} has passed"
+        block += f" in {memory.num_layers_per_block} layer{'s' if memory.num_layers_per_block > 1 else ''}"
+    what = "window" if len(windows) == num_groups else "sequence"
+    return f"{token}, {block}, {_size(block_bytes * num_blocks)} for a {what} of {max(lengths):,}"
 
 
 def _spec_lines(value: Any, indent: str = "") -> Iterator[str]:

@@ -43,7 +43,7 @@ class AttentionMixer:
         """x (T, D) -> (T, D); writes the step's keys and values into the cache."""
         q = self.project(x, batch, state)
         attended = paged_attention(
-            q, state.k, state.v, batch.block_table, batch.query_start, batch.seq_lens, **self._options
+            q, state.k, state.v, batch.block_tables[state.group], batch.query_start, batch.seq_lens, **self._options
         )
         for index in batch.whole:
             self._attend_whole(index, q, attended, batch, state)
@@ -55,7 +55,7 @@ class AttentionMixer:
         rows = torch.tensor([0, end - start], dtype=torch.int32, device=q.device)
         one = slice(index, index + 1)
         attended[start:end] = paged_attention(
-            q[start:end], state.k, state.v, batch.block_table[one], rows, batch.seq_lens[one],
+            q[start:end], state.k, state.v, batch.block_tables[state.group][one], rows, batch.seq_lens[one],
             **(self._options | {"causal": False}),
         )  # fmt: skip
 
@@ -70,7 +70,7 @@ class AttentionMixer:
         cos_sin, positions = self.cos_sin, batch.positions
         if batch.rotation is not None and cos_sin is not None:
             cos_sin, positions = batch.rotation.cos_sin, batch.rotation.rows
-        return rope_kv_write(q, k, v, cos_sin, positions, state.k, state.v, batch.slot_mapping)
+        return rope_kv_write(q, k, v, cos_sin, positions, state.k, state.v, batch.slot_mappings[state.group])
 
     def _normed(self, norm: NormLayer, heads: torch.Tensor) -> torch.Tensor:
         """heads (T, n, K) -> the same, normalized one by one or all together."""

@@ -25,6 +25,6 @@ class BlockSparseMixer:
         """x (T, D) -> (T, D); writes the step's keys and values into the cache."""
         q = self.dense.project(x, batch, state)  # (T, H, K)
         attended = block_sparse_attention(
-            q, state.k, state.v, batch.block_table, batch.query_start, batch.seq_lens, **self._options
+            q, state.k, state.v, batch.block_tables[state.group], batch.query_start, batch.seq_lens, **self._options
         )
         return self.dense.o(attended.flatten(1))  # (T, HK) -> (T, D)

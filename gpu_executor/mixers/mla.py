@@ -50,11 +50,11 @@ class MlaMixer:
         q = self.q(x if self._q_norm is None else self._q_norm(q_latent[0]))
         q_nope, q_rope = q.view(len(x), self._num_heads, -1).split(self._parts, 2)  # (T, H, N), (T, H, P)
         q_rope = rope_latent_write(
-            q_rope, k_rope, self._kv_norm(latent), self.cos_sin, batch.positions, state.latents, batch.slot_mapping
+            q_rope, k_rope, self._kv_norm(latent), self.cos_sin, batch.positions, state.latents, batch.slot_mappings[0]
         )
         absorbed = head_linear(q_nope, self._to_keys)  # (T, H, C)
         attended = mla_attention(
-            torch.cat((absorbed, q_rope), 2), state.latents, batch.block_table, batch.query_start, batch.seq_lens,
+            torch.cat((absorbed, q_rope), 2), state.latents, batch.block_tables[0], batch.query_start, batch.seq_lens,
             kv_rank=self._kv_rank, scale=self._scale,
         )  # fmt: skip
         return self.o(head_linear(attended, self._to_values).flatten(1))  # (T, HV) -> (T, D)

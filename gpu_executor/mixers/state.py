@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
 from typing import Protocol
 
 import torch
@@ -38,10 +37,11 @@ class StateLayout(Protocol):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class KvCache:
-    """Keys and values of one layer, in blocks."""
+    """Keys and values of one layer, in the blocks that the tables of its group name (see gpu_executor.layer_groups)."""
 
     k: torch.Tensor  # (B, G, S, K)
     v: torch.Tensor  # (B, G, S, K)
+    group: int = 0
 
     @property
     def tensors(self) -> tuple[torch.Tensor, ...]:
@@ -144,9 +144,3 @@ class FixedSlots:
             torch.empty((num_slots, self.conv_size - 1, self.inner_size), dtype=dtype, device=device),
             torch.empty((num_slots, self.state_size, self.inner_size), dtype=torch.float32, device=device),
         )
-
-
-def common_window(layouts: Iterable[StateLayout | None], dtype: torch.dtype) -> int | None:
-    """Tokens whose memory in blocks some layer still reads: the widest window; None if some layer has none."""
-    windows = [layout.window for layout in layouts if layout is not None and layout.bytes_per_token(dtype)]
-    return None if not windows or None in windows else max(windows)

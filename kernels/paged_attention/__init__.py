@@ -1,10 +1,11 @@
-"""Attends over a paged KV cache; see reference.py for the definition. A Triton kernel.py joins here."""
+"""Attends over a paged KV cache; see reference.py for the definition."""
 
 from __future__ import annotations
 
 import torch
 
 from kernels.paged_attention import cpu, reference
+from kernels.triton_path import use_triton
 
 __all__ = ["paged_attention"]
 
@@ -23,6 +24,8 @@ def paged_attention(
     alibi_slopes: torch.Tensor | None = None,
     sinks: torch.Tensor | None = None,
     causal: bool = True,
+    k_scale: float = 1.0,
+    v_scale: float = 1.0,
 ) -> torch.Tensor:
     """q (T, H, K), caches (B, G, S, K), block_table (R, M), query_start (R + 1), seq_lens (R), int32 -> (T, H, K).
 
@@ -30,6 +33,7 @@ def paged_attention(
     row sees the keys up to its own position, with a window the last `window` of them, its own included; without
     causality it sees all keys, with a window those closer than `window` on either side; without both, rows may be of
     another sequence than the keys (cross attention), and more than these. alibi_slopes and sinks (H).
+    Caches may be float8_e4m3fn: keys are k_scale times what stands there, values v_scale times.
     """
     if q.dim() != 3 or k_cache.shape != v_cache.shape or k_cache.shape[3] != q.shape[2]:
         raise ValueError(
@@ -46,7 +50,10 @@ def paged_attention(
     for name, values in (("alibi_slopes", alibi_slopes), ("sinks", sinks)):
         if values is not None and values.shape != (q.shape[1],):
             raise ValueError(f"{name} takes one value for each of {q.shape[1]} heads, got {tuple(values.shape)}")
-    path = cpu if q.is_cpu else reference
+    if use_triton(q):
+        from kernels.paged_attention import kernel as path
+    else:
+        path = cpu if q.is_cpu else reference
     return path.paged_attention(
         q,
         k_cache,
@@ -60,4 +67,6 @@ def paged_attention(
         alibi_slopes=alibi_slopes,
         sinks=sinks,
         causal=causal,
+        k_scale=k_scale,
+        v_scale=v_scale,
     )

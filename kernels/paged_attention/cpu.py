@@ -24,6 +24,8 @@ def paged_attention(
     alibi_slopes: torch.Tensor | None,
     sinks: torch.Tensor | None,
     causal: bool,
+    k_scale: float,
+    v_scale: float,
 ) -> torch.Tensor:
     """Shapes as in the public call. Takes the native kernel where formats and layout are what it reads."""
     num_tokens, num_heads, head_dim = q.shape
@@ -38,6 +40,7 @@ def paged_attention(
         or not scale > 0
         or not (q.stride(2) == k_cache.stride(3) == block_table.stride(1) == 1 or num_tokens == 0)
         or k_cache.stride() != v_cache.stride()
+        or not k_scale == v_scale == 1
     ):
         return padded_attention(
             q,
@@ -46,12 +49,13 @@ def paged_attention(
             block_table,
             query_start,
             seq_lens,
-            scale=scale,
+            scale=scale * k_scale,
             window=window,
             softcap=softcap,
             alibi_slopes=alibi_slopes,
             sinks=sinks,
             causal=causal,
+            v_scale=v_scale,
         )
     # Held until the call returns, since only their addresses go there.
     query_start, seq_lens = query_start.contiguous(), seq_lens.contiguous()

@@ -34,6 +34,7 @@ def padded_attention(
     causal: bool = True,
     mask: Mask | None = None,
     value_dim: int | None = None,
+    v_scale: float = 1.0,
 ) -> torch.Tensor:
     """q (T, H, K), k_cache (B, G, S, K), v_cache (B, G, S, Kv) -> (T, H, Kv); the rest as in paged_attention.
 
@@ -50,6 +51,7 @@ def padded_attention(
         "sinks": sinks,
         "causal": causal,
         "mask": mask,
+        "v_scale": v_scale,
     }
     for members in ((counts == 1).nonzero().flatten(), (counts > 1).nonzero().flatten()):
         if len(members):
@@ -84,6 +86,7 @@ def _attend_group(
     sinks: torch.Tensor | None,
     causal: bool,
     mask: Mask | None,
+    v_scale: float,
 ) -> None:
     """Writes the rows of a group of R sequences, padded to its longest; first_rows, counts, seq_lens (R)."""
     num_blocks, num_kv_heads, block_size, head_dim = k_cache.shape
@@ -134,4 +137,4 @@ def _attend_group(
         probabilities = probabilities.reshape(num_seqs, num_kv_heads, group * n, -1)
         result = (probabilities @ v[:, :, :num_keys]).view(num_seqs, num_heads, n, value_dim)
         result = result.transpose(1, 2)  # (R, n, H, Kv)
-        out[rows[wanted]] = result[wanted].to(out.dtype)
+        out[rows[wanted]] = (result[wanted] * v_scale).to(out.dtype)

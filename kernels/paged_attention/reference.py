@@ -35,6 +35,8 @@ def paged_attention(
     alibi_slopes: torch.Tensor | None = None,
     sinks: torch.Tensor | None = None,
     causal: bool = True,
+    k_scale: float = 1.0,
+    v_scale: float = 1.0,
 ) -> torch.Tensor:
     """q (T, H, K), caches (B, G, S, K), block_table (R, M), query_start (R + 1), seq_lens (R) -> (T, H, K)."""
     num_heads, num_kv_heads, block_size = q.shape[1], k_cache.shape[1], k_cache.shape[2]
@@ -50,8 +52,8 @@ def paged_attention(
         pages = block_table[r, first_page : -(-length // block_size)].long()
         rows_read = slice(oldest - first_page * block_size, length - first_page * block_size)
         k, v = (  # (L, H, K): pages in order, cut so that nothing of an old page, or of one before the window, is read
-            cache[pages].transpose(1, 2).flatten(0, 1)[rows_read].float().repeat_interleave(group, dim=1)
-            for cache in (k_cache, v_cache)
+            cache[pages].transpose(1, 2).flatten(0, 1)[rows_read].float().repeat_interleave(group, dim=1) * factor
+            for cache, factor in ((k_cache, k_scale), (v_cache, v_scale))
         )
         rows = slice(starts[r], starts[r + 1])
         scores = torch.einsum("nhk,lhk->hnl", q[rows].float(), k) * scale  # (H, n, L)

@@ -87,7 +87,20 @@ def test_describe_counts_as_the_engine_does() -> None:
     shapes = {name: tuple(slot.shape) for name, slot in engine.runner.model.weights.slots.items()}
     assert {weight.name: weight.shape for weight in description.weights} == shapes
     assert info.num_blocks == (8 << 20) // (description.memory.bytes_per_token * 16)
-    assert (description.memory.bytes_per_sequence, description.memory.window) == (0, None)
+    assert (description.memory.bytes_per_sequence, description.memory.windows) == (0, (None,))
+
+
+@pytest.mark.parametrize(("name", "line"), [
+    ("mistral-window", "384 B per token, 6 KiB per block of 16 tokens, 6 KiB for a window of 9"),
+    ("gemma2", "768 B per token, 384 B once the window of 9 has passed, 6 KiB per block of 16 tokens in 2 layers, "
+               "102 KiB for a sequence of 256"),
+    ("cohere2", "640 B per token, 128 B once the window of 9 has passed, 2 KiB per block of 16 tokens in 1 layer, "
+                "40 KiB for a sequence of 256"),
+])  # fmt: skip
+def test_describe_says_what_layers_that_slide_keep(run: Any, tmp_path: Path, name: str, line: str) -> None:
+    tiny_checkpoint(next(case for case in all_cases() if case.name == name), tmp_path)
+    status, out, _ = run("describe", str(tmp_path))
+    assert status == 0 and f"KV cache  {line}" in out.splitlines()
 
 
 @pytest.mark.parametrize("case", all_cases(), ids=str)

@@ -31,10 +31,15 @@ def materialize(golden: dict[str, Any], folder: Path) -> Path:
         for name, spec in golden["tensors"].items()
     }
     save_file(tensors, folder / golden.get("weights_file", "model.safetensors"), metadata={"format": "pt"})
+    write_files(golden, folder)
+    return folder
+
+
+def write_files(golden: dict[str, Any], folder: Path) -> None:
+    """Writes what a golden's checkpoint has beside its weights."""
     for name, content in golden["files"].items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(content if isinstance(content, str) else json.dumps(content))
-    return folder
 
 
 def _draw(name: str, shape: list[int], mean: float, std: float, seed: int) -> np.ndarray:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from gpu_executor.config import ExecutorConfig
+from gpu_executor.layer_groups import group_layers
 from gpu_executor.memory import num_kv_blocks, num_snapshot_slots
 from gpu_executor.mixers.state import FixedSlots, PagedKv, StateLayout
 
@@ -16,11 +17,14 @@ SLOTS, KV = FixedSlots(96, 16, 4), PagedKv(2, 8)
 SLOT_BYTES, TOKEN_BYTES = SLOTS.bytes_per_sequence(F32), KV.bytes_per_token(F32)
 
 
-def sizes(budget: int, *layouts: StateLayout | None, max_model_len: int = 64, **options: Any) -> tuple[int | None, int]:
+def sizes(
+    budget: int, *layouts: StateLayout | None, max_model_len: int = 64, max_chunk: int = 1024, **options: Any
+) -> tuple[int | None, int]:
     """(snapshots, blocks) for ten sequences and blocks of 16 tokens."""
     config = ExecutorConfig(model="m", max_num_seqs=10, kv_cache_memory_bytes=budget, **options)
-    snapshots = num_snapshot_slots(config, layouts, F32, max_model_len, CPU)
-    blocks = num_kv_blocks(config, layouts, F32, max_model_len, 0, 1024, CPU, num_snapshots=snapshots or 0)
+    groups = group_layers(layouts, F32, max_model_len)
+    snapshots = num_snapshot_slots(config, groups, F32, max_model_len, CPU)
+    blocks = num_kv_blocks(config, groups, F32, max_model_len, 0, max_chunk, CPU, num_snapshots=snapshots or 0)
     return snapshots, blocks
 
 
@@ -57,3 +61,16 @@ def test_snapshots_leave_room_for_the_longest_sequence() -> None:
 def test_sequences_whose_states_do_not_fit_are_said() -> None:
     with pytest.raises(ValueError, match=r"state of 10 sequences .* lower --max-num-seqs"):
         sizes(10 * SLOT_BYTES - 1, SLOTS)
+
+
+def test_blocks_of_groups_are_as_large_as_one_of_them_and_a_sequence_needs_fewer_where_it_slides() -> None:
+    mixed = (PagedKv(2, 8, 32), KV) * 2
+    held = 1024 // 16 + (2 + 2 + 256 // 16 - 1)  # whole, and the window with a chunk
+    budget = (held - 1) * 16 * 2 * TOKEN_BYTES
+    lengths = {"max_model_len": 1024, "max_chunk": 256}
+    with pytest.raises(
+        ValueError, match=f"{held - 1} blocks of 16 tokens; one sequence of .* needs {held}, .*batched-tokens"
+    ):
+        sizes(budget, *mixed, **lengths)
+    assert sizes(budget + 16 * 2 * TOKEN_BYTES, *mixed, **lengths) == (None, held)
+    assert sizes(1 << 30, *mixed, **lengths) == (None, 10 * held)

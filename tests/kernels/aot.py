@@ -32,6 +32,7 @@ class Usage:
     name: str
     arch: int
     max_stack_bytes: int = 0
+    lacks: str = ""  # an instruction that it should use
     registers: int = 0
     stack_bytes: int = 0
     shared_bytes: int = 0
@@ -47,6 +48,8 @@ class Usage:
             found.append(f"spills: {self.stack_bytes} bytes of stack, {self.max_stack_bytes} allowed")
         if self.shared_bytes > MAX_SHARED_BYTES[self.arch]:
             found.append(f"{self.shared_bytes} bytes of shared memory, there are {MAX_SHARED_BYTES[self.arch]}")
+        if self.lacks:
+            found.append(f"no {self.lacks}")
         return [f"{self.name} on sm_{self.arch}, {self.registers} registers: {what}" for what in found]
 
 
@@ -84,7 +87,11 @@ def _compile(operation: str, arch: int | None) -> Iterator[Usage]:
             attrs={
                 (i,): [["tt.divisibility", 16]]
                 for i, name in enumerate(arguments)
-                if name in item.aligned or item.types.get(name, "").startswith("*")
+                if name in item.aligned
+                or (
+                    item.types.get(name, "").startswith("*")
+                    and not item.kernel.params[i].do_not_specialize_on_alignment
+                )
             },
         )
         for target in item.archs if arch is None else (arch,):
@@ -98,7 +105,11 @@ def _compile(operation: str, arch: int | None) -> Iterator[Usage]:
                 continue
             registers, stack, _, local = _resource_usage(built.asm["cubin"])
             yield dataclasses.replace(
-                usage, registers=registers, stack_bytes=stack + local, shared_bytes=built.metadata.shared
+                usage,
+                registers=registers,
+                stack_bytes=stack + local,
+                shared_bytes=built.metadata.shared,
+                lacks="wgmma" if item.wgmma and target >= 90 and "wgmma" not in built.asm["ptx"] else "",
             )
 
 

@@ -29,4 +29,5 @@ def test_a_kernel_that_spills_or_does_not_fit_is_named() -> None:
     spilling = Usage("norm", "wide", 90, max_stack_bytes=8, registers=255, stack_bytes=16, shared_bytes=300_000)
     assert len(spilling.complaints) == 2
     assert not Usage("norm", "wide", 90, max_stack_bytes=16, registers=255, stack_bytes=16).complaints
+    assert Usage("norm", "wide", 90, lacks="wgmma").complaints == ["wide on sm_90, 0 registers: no wgmma"]
     assert "no such thing" in Usage("norm", "wide", 80, error="no such thing").complaints[0]

@@ -144,6 +144,18 @@ def test_large_scores_do_not_overflow(path: str, dtype: torch.dtype) -> None:
     assert_close(paged_attention(*case.args, scale=1.0), reference.paged_attention(*case.args, scale=1.0))
 
 
+def test_float8_caches_hold_keys_and_values_in_units_of_their_scales(path: str, dtype: torch.dtype) -> None:
+    case = make_case(SHAPES[0], MIXED, dtype)
+    codes = [(cache / 0.03125).to(torch.float8_e4m3fn) for cache in (case.k_cache, case.v_cache)]
+    exact = dataclasses.replace(case, **{
+        name: code.float().mul(0.03125).to(dtype) for name, code in zip(("k_cache", "v_cache"), codes)
+    })  # fmt: skip
+    actual = paged_attention(case.q, *codes, *case.args[3:], scale=0.1, k_scale=0.03125, v_scale=0.03125)
+    assert_close(actual, reference.paged_attention(*exact.args, scale=0.1))
+    scaled = reference.paged_attention(case.q, *codes, *case.args[3:], scale=0.1, k_scale=0.03125, v_scale=0.03125)
+    assert_close(actual, scaled)
+
+
 def test_empty_batch(path: str) -> None:
     case = make_case((2, 1, 64, 16), [(0, 5)], torch.float32)
     assert paged_attention(*case.args, scale=1.0).shape == (0, 2, 64)

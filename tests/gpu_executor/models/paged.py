@@ -55,9 +55,9 @@ class PagedSequences:
             positions=torch.tensor(positions),
             query_start=torch.tensor(starts, dtype=torch.int32),
             seq_lens=torch.tensor(lengths, dtype=torch.int32),
-            block_table=torch.tensor(table, dtype=torch.int32),
+            block_tables=(torch.tensor(table, dtype=torch.int32),),
             state_slots=torch.tensor(state_slots),
-            slot_mapping=torch.tensor(slots),
+            slot_mappings=(torch.tensor(slots),),
         )
         logits = self._model.logits(self._model(batch, self._states))
         return dict(zip(parts, logits.split([len(ids) for ids in parts.values()]), strict=True))

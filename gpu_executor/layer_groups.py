@@ -1,0 +1,118 @@
+"""Owns which layers share a block table, and which of them share a memory.
+
+Layers that slide read the last blocks of a sequence only, those that do not read all of them. Where a model has both, layers
+with the same window are in groups of equally many; each group has block tables of its own, and layer number j of every
+group lies in memory j. So one pool of blocks serves all groups: a block is some tokens' KV in one layer of each memory.
+
+    Gemma 2, 26 layers     memory 0   memory 1   …  memory 12
+    group 0, sees all      layer 1    layer 3    …  layer 25     a sequence's table: every block
+    group 1, slides        layer 0    layer 2    …  layer 24     a sequence's table: the window's blocks, of the same pool
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable
+
+import torch
+
+from gpu_executor.mixers.state import KvCache, PagedKv, State, StateLayout
+
+_GROUP_COST = (
+    1 / 50
+)  # what one group less is worth, as a share of memory: each has tables to write and to copy in every step
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LayerGroups:
+    """Where the state of each layer lies. The first group's layers see furthest."""
+
+    windows: tuple[int | None, ...]  # of each group: keys that a query sees; None if it sees all
+    memories: tuple[StateLayout, ...]
+    places: tuple[tuple[int, int] | None, ...]  # of each layer: its memory and its group; None if it keeps nothing
+
+    def block_bytes(self, block_size: int, dtype: torch.dtype) -> int:
+        """Memory of one block of the pool."""
+        return block_size * sum(layout.bytes_per_token(dtype) for layout in self.memories)
+
+    def bytes_per_sequence(self, dtype: torch.dtype) -> int:
+        """Memory of one sequence that runs, beside its blocks."""
+        return sum(layout.bytes_per_sequence(dtype) for layout in self.memories)
+
+    def allocate(
+        self, num_blocks: int, block_size: int, num_slots: int, *, dtype: torch.dtype, device: torch.device
+    ) -> list[State | None]:
+        """The state of each layer, with undefined content."""
+        memories = [
+            layout.allocate(num_blocks, block_size, num_slots, dtype=dtype, device=device) for layout in self.memories
+        ]
+        states: list[State | None] = []
+        for place in self.places:
+            state = None if place is None else memories[place[0]]
+            if place is not None and place[1] > 0:
+                assert isinstance(state, KvCache)
+                state = dataclasses.replace(state, group=place[1])
+            states.append(state)
+        return states
+
+
+def group_layers(
+    layouts: Iterable[StateLayout | None],
+    dtype: torch.dtype,
+    max_model_len: int,
+    *,
+    bidirectional: bool = False,
+    cross: bool = False,
+) -> LayerGroups:
+    """The groups of a model's layers, given what each one keeps.
+
+    `bidirectional`: nothing is read again in a later step, so that layers use one memory, one after the other. `cross`:
+    layers keep an encoder's output as well, all of it in blocks that one table names.
+
+    All layers are one group, with the widest window, where there is nothing to gain, and where blocks cannot change hands:
+    with cross attention, with latents, with states in slots, with layers whose numbers or sizes of heads differ.
+    """
+    layouts = tuple(layouts)
+    kept = [layout for layout in layouts if layout is not None]
+    if bidirectional:
+        memories = tuple(dict.fromkeys(kept))
+        places = (None if layout is None else (memories.index(layout), 0) for layout in layouts)
+        return LayerGroups((None,), memories, tuple(places))
+    alike = {dataclasses.replace(layout, window=None) for layout in kept if isinstance(layout, PagedKv)}
+    if not cross and len(alike) == 1 and all(isinstance(layout, PagedKv) for layout in kept):
+        groups = _choose(layouts, max_model_len)
+        if len(groups) > 1:
+            return _placed(groups, layouts, alike.pop())
+    windows = [layout.window for layout in kept if layout.bytes_per_token(dtype)]
+    window = None if not windows or None in windows else max(windows)
+    ids = iter(range(len(kept)))
+    return LayerGroups((window,), tuple(kept), tuple(None if layout is None else (next(ids), 0) for layout in layouts))
+
+
+def _choose(layouts: tuple[StateLayout | None, ...], max_model_len: int) -> list[list[int]]:
+    """Layers by group, so that a sequence of `max_model_len` tokens takes little memory and there are few groups."""
+    by_reach: dict[int, list[int]] = {}
+    for index, layout in enumerate(layouts):
+        if layout is not None:
+            by_reach.setdefault(min(layout.window or max_model_len, max_model_len), []).append(index)
+    alike = sorted(by_reach.items(), reverse=True)
+    num_layers = sum(len(layers) for _, layers in alike)
+    best, best_cost = [[index for _, layers in alike for index in layers]], alike[0][0] * num_layers * (1 + _GROUP_COST)
+    for size in range(1, max(len(layers) for _, layers in alike) + 1):
+        counts = [math.ceil(len(layers) / size) for _, layers in alike]
+        num_slots = sum(count * size * reach for count, (reach, _) in zip(counts, alike, strict=True))
+        cost = num_slots * (1 + _GROUP_COST * sum(counts))
+        if cost < best_cost:
+            best_cost = cost
+            best = [layers[i : i + size] for _, layers in alike for i in range(0, len(layers), size)]
+    return best
+
+
+def _placed(groups: list[list[int]], layouts: tuple[StateLayout | None, ...], memory: PagedKv) -> LayerGroups:
+    places: list[tuple[int, int] | None] = [None] * len(layouts)
+    for group, layers in enumerate(groups):
+        for number, index in enumerate(layers):
+            places[index] = (number, group)
+    windows = tuple(layouts[layers[0]].window for layers in groups)
+    return LayerGroups(windows, (memory,) * max(map(len, groups)), tuple(places))

@@ -1,0 +1,99 @@
+"""Goldens of multimodal models: their pictures, and their prompts as the checkpoint's processor encodes them."""
+
+from __future__ import annotations
+
+import base64
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image as PilImages
+
+from preprocess.media.decoded import Embeddings, Image
+from preprocess.media_item import EncodedPrompt, MediaItem
+from preprocess.processors.processor import Processor, PromptText
+from preprocess.processors.registry import load_processor
+from preprocess.tokenizer import TextTokenizer
+from preprocess.tokenizer_files import load_tokenizer
+from tests.golden.materialize import read_golden, write_files
+
+_DTYPES = {"float32": np.float32}
+
+
+def media_golden(name: str) -> dict[str, Any]:
+    """The multimodal golden of this name."""
+    return read_golden(f"media/{name}")
+
+
+def case_of(golden: dict[str, Any], name: str) -> dict[str, Any]:
+    """The case whose name begins so."""
+    return next(case for case in golden["cases"] if case["name"].startswith(name))
+
+
+def processor_of(golden: dict[str, Any], folder: Path) -> tuple[Processor, TextTokenizer]:
+    """The processor and the tokenizer of a golden's checkpoint, whose files are written into the folder without weights."""
+    write_files(golden, folder)
+    tokenizer = load_tokenizer(folder)
+    assert tokenizer is not None
+    processor = load_processor(folder, tokenizer)
+    assert processor is not None
+    return processor, tokenizer
+
+
+def images_of(case: dict[str, Any]) -> list[Image]:
+    """The pictures of a case."""
+    return [Image(PilImages.open(io.BytesIO(base64.b64decode(data)))) for data in case.get("images") or []]
+
+
+def items_of(processor: Processor, case: dict[str, Any]) -> list[MediaItem]:
+    """The items of a case's pictures, or of its embeddings."""
+    if "image_embeds" in case:
+        return processor.accept(embeddings_of(case))
+    images = images_of(case)
+    return [processor.prepare(image, len(images)) for image in images]
+
+
+def embeddings_of(case: dict[str, Any]) -> Embeddings:
+    """The precomputed embeddings of a case."""
+    given = case["image_embeds"]
+    arrays = [
+        np.frombuffer(base64.b64decode(one["base64"]), _DTYPES[one["dtype"]]).reshape(one["shape"])
+        for one in (given if isinstance(given, list) else [given])
+    ]
+    extras = {name: np.array(case[name], np.int64) for name in ("image_sizes", "image_grid_thw") if name in case}
+    return Embeddings("image", tuple(arrays), extras)
+
+
+def prompt_text(text: str, tokenizer: TextTokenizer, *, adds_special_tokens: bool = True) -> PromptText:
+    """The text of a prompt in which control tokens are recognised."""
+
+    def encode(part: str, add_special_tokens: bool) -> list[int]:
+        return tokenizer.encode(part, add_special_tokens=add_special_tokens)
+
+    return PromptText(text, encode=encode, adds_special_tokens=adds_special_tokens)
+
+
+def encode_case(processor: Processor, tokenizer: TextTokenizer, case: dict[str, Any]) -> EncodedPrompt:
+    """A case's prompt with its items in their places."""
+    return processor.expand_text(prompt_text(case["prompt"], tokenizer), items_of(processor, case))
+
+
+def normalized_pixels(item: MediaItem, name: str = "pixels") -> np.ndarray:
+    """The pixels of an item as floats: (..., C, H, W) float32."""
+    pixels = item.tensors[name]
+    if pixels.dtype != np.uint8:
+        return pixels
+    scale, rest = item.tensors["normalization"][0], item.tensors["normalization"][1:]
+    mean, deviation = rest.reshape(2, -1, 1, 1)
+    return (pixels.astype(np.float32) * scale - mean) / deviation
+
+
+def check_pixels(found: np.ndarray, wanted: dict[str, Any]) -> None:
+    """Compares an array with the shape, the mean, the deviation and the first values that a golden has of it."""
+    assert list(found.shape) == wanted["shape"]
+    if "values" in wanted:
+        assert found.ravel().tolist() == np.array(wanted["values"]).ravel().tolist()
+        return
+    np.testing.assert_allclose(found.ravel()[: len(wanted["first"])], wanted["first"], atol=2e-5)
+    np.testing.assert_allclose([found.mean(), found.std()], [wanted["mean"], wanted["std"]], atol=2e-5)
