@@ -6,18 +6,13 @@ L patches of N pictures of one size; D is the tower's own hidden size here.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "gelu": F.gelu,
-    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
-    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
-}
+from gpu_executor.models.towers.layers import ACTIVATIONS
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -28,7 +23,7 @@ class VitLayers:
     num_heads: int
     mlp_size: int
     num_layers: int
-    act: str = "gelu"  # of ACTIVATIONS
+    act: str = "gelu"  # of layers.ACTIVATIONS
     norm: Literal["layer", "rms"] = "layer"
     eps: float = 1e-6
     qkv_bias: bool = True
