@@ -26,6 +26,11 @@ class BlockReach:
         """Whether some group's blocks are given back as a sequence goes on."""
         return self.windows != (None,) * len(self.windows)
 
+    @property
+    def spans(self) -> list[int | None]:
+        """Of each group, how many blocks before its own a query at the first position of a block reads; None if all."""
+        return [None if w is None else self.num_blocks(w - 1) for w in self.windows]
+
     def num_blocks(self, num_tokens: int) -> int:
         """Blocks of one group that `num_tokens` tokens fill, the last one perhaps in part."""
         return -(-num_tokens // self.block_size)
@@ -46,4 +51,4 @@ class BlockReach:
         """Blocks of all groups that a sequence of `num_tokens` tokens holds at most, if no step computes more than `max_chunk`."""
         whole, in_chunk = self.num_blocks(num_tokens), (max_chunk - 1) // self.block_size
         # The worst: the last token is a block's last, the window begins with a block's last token, and so does the chunk.
-        return sum(whole if w is None else min(whole, self.num_blocks(w - 1) + 2 + in_chunk) for w in self.windows)
+        return sum(whole if span is None else min(whole, span + 2 + in_chunk) for span in self.spans)

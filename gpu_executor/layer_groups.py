@@ -12,7 +12,6 @@ group lies in memory j. So one pool of blocks serves all groups: a block is some
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterable
 
 import torch
@@ -79,40 +78,42 @@ def group_layers(
         memories = tuple(dict.fromkeys(kept))
         places = (None if layout is None else (memories.index(layout), 0) for layout in layouts)
         return LayerGroups((None,), memories, tuple(places))
+    layers: dict[int, list[int]] = {}  # by how many tokens they read at most
+    for index, layout in enumerate(layouts):
+        if layout is not None and layout.bytes_per_token(dtype):
+            layers.setdefault(min(layout.window or max_model_len, max_model_len), []).append(index)
     alike = {dataclasses.replace(layout, window=None) for layout in kept if isinstance(layout, PagedKv)}
-    if not cross and len(alike) == 1 and all(isinstance(layout, PagedKv) for layout in kept):
-        groups = _choose(layouts, max_model_len)
+    if not cross and len(layers) > 1 and len(alike) == 1 and all(isinstance(layout, PagedKv) for layout in kept):
+        groups = _choose(layers)
         if len(groups) > 1:
-            return _placed(groups, layouts, alike.pop())
-    windows = [layout.window for layout in kept if layout.bytes_per_token(dtype)]
-    window = None if not windows or None in windows else max(windows)
+            return _placed(groups, alike.pop(), len(layouts), max_model_len)
+    window = _window(max(layers, default=max_model_len), max_model_len)
     ids = iter(range(len(kept)))
     return LayerGroups((window,), tuple(kept), tuple(None if layout is None else (next(ids), 0) for layout in layouts))
 
 
-def _choose(layouts: tuple[StateLayout | None, ...], max_model_len: int) -> list[list[int]]:
-    """Layers by group, so that a sequence of `max_model_len` tokens takes little memory and there are few groups."""
-    by_reach: dict[int, list[int]] = {}
-    for index, layout in enumerate(layouts):
-        if layout is not None:
-            by_reach.setdefault(min(layout.window or max_model_len, max_model_len), []).append(index)
-    alike = sorted(by_reach.items(), reverse=True)
-    num_layers = sum(len(layers) for _, layers in alike)
-    best, best_cost = [[index for _, layers in alike for index in layers]], alike[0][0] * num_layers * (1 + _GROUP_COST)
-    for size in range(1, max(len(layers) for _, layers in alike) + 1):
-        counts = [math.ceil(len(layers) / size) for _, layers in alike]
-        num_slots = sum(count * size * reach for count, (reach, _) in zip(counts, alike, strict=True))
-        cost = num_slots * (1 + _GROUP_COST * sum(counts))
-        if cost < best_cost:
-            best_cost = cost
-            best = [layers[i : i + size] for _, layers in alike for i in range(0, len(layers), size)]
+def _choose(layers: dict[int, list[int]]) -> list[tuple[int, list[int]]]:
+    """Groups, each with the tokens that its layers read, so that the longest sequence takes little memory and they are few."""
+    furthest, num_layers = max(layers), sum(map(len, layers.values()))
+    best, least = [(furthest, [])], furthest * num_layers * (1 + _GROUP_COST)  # one group, whoever reads less
+    for size in range(1, max(map(len, layers.values())) + 1):
+        groups = [(reach, layers[reach][i : i + size]) for reach in sorted(layers, reverse=True)
+                  for i in range(0, len(layers[reach]), size)]  # fmt: skip
+        cost = sum(reach for reach, _ in groups) * size * (1 + _GROUP_COST * len(groups))
+        if cost < least:
+            best, least = groups, cost
     return best
 
 
-def _placed(groups: list[list[int]], layouts: tuple[StateLayout | None, ...], memory: PagedKv) -> LayerGroups:
-    places: list[tuple[int, int] | None] = [None] * len(layouts)
-    for group, layers in enumerate(groups):
-        for number, index in enumerate(layers):
+def _placed(groups: list[tuple[int, list[int]]], memory: PagedKv, num_layers: int, max_model_len: int) -> LayerGroups:
+    places: list[tuple[int, int] | None] = [None] * num_layers
+    for group, (_, ids) in enumerate(groups):
+        for number, index in enumerate(ids):
             places[index] = (number, group)
-    windows = tuple(layouts[layers[0]].window for layers in groups)
-    return LayerGroups(windows, (memory,) * max(map(len, groups)), tuple(places))
+    windows = tuple(_window(reach, max_model_len) for reach, _ in groups)
+    return LayerGroups(windows, (memory,) * max(len(ids) for _, ids in groups), tuple(places))
+
+
+def _window(reach: int, max_model_len: int) -> int | None:
+    """A window that no sequence outgrows is none."""
+    return reach if reach < max_model_len else None

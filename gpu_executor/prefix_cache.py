@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
-import operator
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 
 from forebay.block_hash import short_hash
 from gpu_executor.block_reach import BlockReach
 
-Key = tuple[int, bytes]  # a group of layers, and the digest of a full block: see forebay.block_hash
-
 
 class PrefixCache:
-    """A one-to-one map between what a block holds, the KV of some tokens in some layers, and the block.
+    """A one-to-one map, for each group of layers, between digests of full blocks (see forebay.block_hash) and blocks.
 
     Frontends are told of the first group, whose layers see furthest: what it holds can be of use the longest.
     """
 
     def __init__(self) -> None:
-        self._block_of: dict[Key, int] = {}
-        self._key_of: dict[int, Key] = {}
+        self._blocks_of: defaultdict[int, dict[bytes, int]] = defaultdict(dict)  # by group, then by digest
+        self._key_of: dict[int, tuple[int, bytes]] = {}  # group and digest
         self._stored: list[int] = []
         self._removed: list[int] = []
         self.num_hit_tokens = 0
         self.on_forget: Callable[[bytes], None] | None = None  # told each digest whose block is gone
 
     def __len__(self) -> int:
-        return len(self._block_of)
+        return len(self._key_of)
 
     def knows(self, block: int) -> bool:
         return block in self._key_of
@@ -36,27 +34,26 @@ class PrefixCache:
 
         All that what follows the beginning reads is known; 0 stands for blocks before that which are not.
         """
-        found: list[list[int]] = [[] for _ in reach.windows]
-        gap_ends = [0] * reach.num_groups
-        slides, num_matched = reach.slides, 0
+        known = [self._blocks_of[group] for group in range(reach.num_groups)]
+        spans, rows = reach.spans, []
+        num_matched = least = 0  # behind fewer than `least` blocks, some that are not known would be read
         for count, digest in enumerate(digests, 1):
-            for group, window in enumerate(reach.windows):
-                block = self._block_of.get((group, digest))
-                if block is None:
-                    if window is None:
-                        return [blocks[:num_matched] for blocks in found]
-                    gap_ends[group] = count
-                found[group].append(block or 0)
-            if not slides or all(map(operator.le, gap_ends, reach.first_read(count * reach.block_size))):
+            row = [blocks.get(digest) for blocks in known]
+            if None in row:
+                missed = [span for block, span in zip(row, spans, strict=True) if block is None]
+                if None in missed:
+                    break
+                least = max(least, count + max(missed))
+            rows.append(row)
+            if count >= least:
                 num_matched = count
-        return [blocks[:num_matched] for blocks in found]
+        return [[row[group] or 0 for row in rows[:num_matched]] for group in range(len(known))]
 
     def publish(self, block: int, digest: bytes, group: int = 0) -> None:
         """Lets others find the block, unless another block holds the same already."""
-        key = (group, digest)
-        if key not in self._block_of and block not in self._key_of:
-            self._block_of[key] = block
-            self._key_of[block] = key
+        if digest not in self._blocks_of[group] and block not in self._key_of:
+            self._blocks_of[group][digest] = block
+            self._key_of[block] = (group, digest)
             if group == 0:
                 self._stored.append(short_hash(digest))
 
@@ -65,8 +62,8 @@ class PrefixCache:
         key = self._key_of.pop(block, None)
         if key is None:
             return
-        del self._block_of[key]
         group, digest = key
+        del self._blocks_of[group][digest]
         if group == 0:
             self._removed.append(short_hash(digest))
         if self.on_forget is not None:
@@ -81,9 +78,9 @@ class PrefixCache:
 
     def known_hashes(self) -> list[int]:
         """Short hashes of what can be reused now, for a frontend that has just connected."""
-        return [short_hash(digest) for group, digest in self._block_of if group == 0]
+        return [short_hash(digest) for digest in self._blocks_of[0]]
 
     def check(self) -> None:
         """Raises AssertionError when the two directions disagree."""
-        assert len(self._block_of) == len(self._key_of)
-        assert all(self._block_of[key] == block for block, key in self._key_of.items())
+        assert sum(map(len, self._blocks_of.values())) == len(self._key_of)
+        assert all(self._blocks_of[group][digest] == block for block, (group, digest) in self._key_of.items())

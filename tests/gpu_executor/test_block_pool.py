@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+
 import hypothesis.strategies as st
-from hypothesis import settings
+from hypothesis import example, given, settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from gpu_executor.block_pool import BlockPool
@@ -69,6 +71,34 @@ class PoolMachine(RuleBasedStateMachine):
 
 PoolMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 TestPool = PoolMachine.TestCase
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    windows=st.lists(st.none() | st.integers(1, 24), min_size=1, max_size=3),
+    num_blocks=st.integers(0, 12),
+    missing=st.sets(st.tuples(st.integers(0, 2), st.integers(0, 11)), max_size=4),
+)
+@example(windows=[5, 21], num_blocks=8, missing={(0, 4), (1, 3)})  # the later gap matters less long
+def test_the_longest_beginning_is_found_all_of_whose_windows_are_known(
+    windows: list[int | None], num_blocks: int, missing: set[tuple[int, int]]
+) -> None:
+    pool, reach = BlockPool(36), BlockReach(4, tuple(windows))
+    digests = [bytes([i]) * 32 for i in range(num_blocks)]
+    wanted = {}
+    for group, index in itertools.product(range(len(windows)), range(num_blocks)):
+        if (group, index) not in missing:
+            (wanted[group, index],) = pool.allocate(1)
+            pool.prefix_cache.publish(wanted[group, index], digests[index], group)
+
+    def can_start_behind(count: int) -> bool:
+        firsts = reach.first_read(4 * count)
+        return all((group, i) in wanted for group, first in enumerate(firsts) for i in range(first, count))
+
+    longest = max(count for count in range(num_blocks + 1) if can_start_behind(count))
+    assert pool.match(digests, reach) == [
+        [wanted.get((group, i), 0) for i in range(longest)] for group in range(len(windows))
+    ]
 
 
 def test_unpublished_free_blocks_are_taken_before_published_ones() -> None:

@@ -57,6 +57,7 @@ def test_layers_at_one_place_of_two_groups_share_a_memory() -> None:
     ([FULL, FULL], {}, None),
     ([PagedKv(2, 8, 97), PagedKv(2, 8, 100)], {}, 100),  # little to gain
     ([SLIDING, FULL], {"max_model_len": 64}, None),  # the window is as long as any sequence
+    ([SLIDING, SLIDING], {"max_model_len": 64}, None),
     ([SLIDING, PagedKv(1, 8)], {}, None),
     ([SLIDING, PagedKv(2, 16)], {}, None),
     ([SLIDING, LatentKv(16, 8)], {}, None),
@@ -64,8 +65,8 @@ def test_layers_at_one_place_of_two_groups_share_a_memory() -> None:
     ([SLIDING, FULL], {"cross": True}, None),
     ([FixedSlots(96, 16, 4)], {}, None),
     ([FixedSlots(96, 16, 4), SLIDING], {}, 64),
-], ids=["all slide", "none", "windows alike", "short model", "heads", "head size", "latents", "slots", "cross", "no blocks",
-        "slots beside a window"])  # fmt: skip
+], ids=["all slide", "none", "windows alike", "short model", "short model, all slide", "heads", "head size", "latents", "slots",
+        "cross", "no blocks", "slots beside a window"])  # fmt: skip
 def test_what_cannot_share_or_need_not_is_one_group(
     layouts: list[StateLayout], options: dict[str, int | bool], window: int | None
 ) -> None:
