@@ -113,10 +113,19 @@ class LLM:
     ) -> list[RequestOutput]:
         """Continues prompts: texts, token ids, or dictionaries of either as in vLLM, one or many; outputs in their order.
 
+        A dictionary can have `multi_modal_data`: {"image" | "video" | "audio": one item or a list}. An item is a picture of PIL,
+        uint8 pixels (H, W, 3), frames (F, H, W, 3) or (frames, fps), (samples, rate), an encoded file as bytes or pathlib.Path,
+        or precomputed embeddings: floats (rows, D), or {"image_embeds": ..., "image_grid_thw": ...}. Texts for a model that
+        takes media are in the model's own format: names of special tokens in them are those tokens.
+
         One SamplingParams serves all prompts, or there is one for each. Everything is checked before anything runs, so a
         bad prompt raises InvalidRequest and costs nothing.
         """
-        return self._run(_prompt_list(prompts, prompt_token_ids), sampling_params, priority, use_tqdm)
+        if (prompts is None) == (prompt_token_ids is None):
+            raise InvalidRequest("give either prompts or prompt_token_ids")
+        if prompts is None:
+            prompts = prompt_token_ids or [[]]
+        return self._run(self._prompts(prompts), sampling_params, priority, use_tqdm)
 
     def chat(
         self,
@@ -149,7 +158,7 @@ class LLM:
 
         `prompt_name` is which of the checkpoint's named prompts, such as "query", stands before each text.
         """
-        runs = self._pool(to_prompts(prompts), "embed", pooling_params, prompt_name, use_tqdm)
+        runs = self._pool(self._prompts(prompts), "embed", pooling_params, prompt_name, use_tqdm)
         return [run.embedding() for run in runs]
 
     def classify(
@@ -160,7 +169,7 @@ class LLM:
         use_tqdm: bool = True,
     ) -> list[PoolingRequestOutput[ClassificationOutput]]:
         """How likely each class is, per input."""
-        runs = self._pool(to_prompts(prompts), "classify", pooling_params, "", use_tqdm)
+        runs = self._pool(self._prompts(prompts), "classify", pooling_params, "", use_tqdm)
         return [run.classes(self._preprocessor.class_labels) for run in runs]
 
     def encode(
@@ -172,7 +181,7 @@ class LLM:
     ) -> list[PoolingRequestOutput[PoolingOutput]]:
         """What the model makes of each input, as a tensor: of a reward model a row for each token or step."""
         task = next((task for task in self._info.tasks if task != "generate"), "reward")
-        runs = self._pool(to_prompts(prompts), task, pooling_params, "", use_tqdm)
+        runs = self._pool(self._prompts(prompts), task, pooling_params, "", use_tqdm)
         by_token = self._engine.pooler.kind in ("all", "step")
         return [run.data(by_token=by_token) for run in runs]
 
@@ -189,10 +198,10 @@ class LLM:
         Without `data_2`, each of `data_1` is a whole pair, as token ids (and `token_type_ids`).
         """
         self._reader.check_task("score", "embed")
-        params, first = pooling_params or PoolingParams(), to_prompts(data_1)
+        params, first = pooling_params or PoolingParams(), self._prompts(data_1)
         if data_2 is None:
             return [run.score() for run in self._pool(first, "score", params, "", use_tqdm)]
-        second = to_prompts(data_2)
+        second = self._prompts(data_2)
         if len(first) not in (1, len(second)):
             raise InvalidRequest(f"there are {len(first)} queries and {len(second)} documents")
         if "score" not in self._info.tasks:
@@ -201,6 +210,10 @@ class LLM:
         queries = first * len(second) if len(first) == 1 else first
         pairs = self._reader.pairs(queries, second, params)
         return [run.score() for run in self._pool_inputs(pairs, "score", params, use_tqdm)]
+
+    def _prompts(self, prompts: PromptInput | Sequence[PromptInput]) -> list[prompt_pb2.Prompt]:
+        """The prompts' messages. Texts for a model that takes media are in its own format, placeholders and all."""
+        return to_prompts(prompts, parse_special_tokens=bool(self._preprocessor.modalities))
 
     def _pool(
         self,
@@ -285,17 +298,6 @@ class LLM:
         for pooled in output.pooled:
             by_key[pooled.request.key].add_rows(pooled)
             bar.update(pooled.finished)
-
-
-def _prompt_list(
-    prompts: PromptInput | Sequence[PromptInput] | None,
-    prompt_token_ids: Sequence[int] | Sequence[Sequence[int]] | None,
-) -> list[prompt_pb2.Prompt]:
-    if (prompts is None) == (prompt_token_ids is None):
-        raise InvalidRequest("give either prompts or prompt_token_ids")
-    if prompts is not None:
-        return to_prompts(prompts)
-    return to_prompts(prompt_token_ids or [[]])
 
 
 def _param_list(params: SamplingParams | Sequence[SamplingParams] | None, count: int) -> list[SamplingParams]:

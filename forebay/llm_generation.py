@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from forebay.llm_media import media_inputs
 from forebay.outputs import CompletionOutput, Logprob, RequestOutput, logprobs_by_id
 from forebay.sampling_params import SamplingParams
 from forebay.v1 import prompt_pb2
@@ -36,9 +37,9 @@ class GenerationRun:
         self._preprocessor = preprocessor
         self._prompt = prompt.text if prompt.WhichOneof("kind") == "text" else None
         proto = params.to_proto()
-        token_ids = preprocessor.encode(prompt)
-        if proto.HasField("truncate_prompt_tokens"):
-            token_ids = token_ids[-proto.truncate_prompt_tokens :]
+        cut = proto.truncate_prompt_tokens if proto.HasField("truncate_prompt_tokens") else None
+        encoded = preprocessor.encode_prompt(prompt).end(cut)
+        token_ids = encoded.token_ids
         encoder_token_ids: list[int] | None = None
         if (decoder_token_ids := preprocessor.decoder_prompt(prompt)) is not None:
             encoder_token_ids, token_ids = token_ids, decoder_token_ids
@@ -52,7 +53,15 @@ class GenerationRun:
         )
         sampling = read_sampling(resolved.executor, info.eos_token_ids, info.vocab_size)
         self.key, self._params, self.reported = number, params, False
-        self.request = Request(number, token_ids, sampling, priority=priority, encoder_token_ids=encoder_token_ids)
+        self.request = Request(
+            number,
+            token_ids,
+            sampling,
+            priority=priority,
+            encoder_token_ids=encoder_token_ids,
+            media=media_inputs(encoded.media),
+            positions=encoded.positions,
+        )
         engine.check(self.request)
         self._sequences = [
             _RunSequence(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from forebay.errors import InvalidRequest, NotOffered
+from forebay.llm_media import media_inputs
 from forebay.outputs import (
     ClassificationOutput,
     EmbeddingOutput,
@@ -41,7 +42,9 @@ class PoolingRun:
             num_instruction_tokens=found.num_instruction_tokens,
         )
         self.key = number
-        self.request = request.Request(number, found.token_ids, pooling=pooling)
+        self.request = request.Request(
+            number, found.token_ids, pooling=pooling, media=media_inputs(found.media), positions=found.positions
+        )
         engine.check(self.request)
         self._parts: list[np.ndarray] = []
 

@@ -10,6 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from forebay.errors import InvalidRequest
+from forebay.v1.errors_pb2 import ErrorReason
+
 EMBEDDINGS = "embeddings"  # the name of the tensor of an item that needs no tower: (rows, D)
 
 
@@ -58,3 +61,14 @@ class EncodedPrompt:
     token_ids: list[int]
     media: tuple[PlacedItem, ...] = ()
     positions: np.ndarray | None = None
+
+    def end(self, max_tokens: int | None) -> EncodedPrompt:
+        """The last `max_tokens` tokens, or all; raises InvalidRequest (TOO_LONG) where media would lose its place."""
+        if max_tokens is None or len(self.token_ids) <= max_tokens:
+            return self
+        if self.media:
+            raise InvalidRequest(
+                f"the prompt has {len(self.token_ids):,} tokens; one with media cannot be cut to {max_tokens:,}",
+                ErrorReason.ERROR_REASON_TOO_LONG,
+            )
+        return EncodedPrompt(self.token_ids[-max_tokens:])

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import tokenizers
 
 from forebay.errors import InvalidRequest
 from forebay.v1 import prompt_pb2
 from forebay.v1.errors_pb2 import ErrorReason
+from preprocess.media_item import EncodedPrompt, PlacedItem
 from preprocess.sentence_prompts import SentencePrompts
 from preprocess.tokenizer import TextTokenizer, need_tokenizer
 
@@ -21,10 +23,12 @@ class PoolingInput:
     token_ids: list[int]
     type_ids: list[int]  # the segment of each id; empty: all 0
     num_instruction_tokens: int = 0  # at the beginning, that a mean leaves out
+    media: tuple[PlacedItem, ...] = ()
+    positions: np.ndarray | None = None  # see EncodedPrompt
 
 
 class PoolingEncoder:
-    """Turns inputs and pairs into ids. `encode_prompt` is Preprocessor.encode. Threads may share one.
+    """Turns inputs and pairs into ids. `encode_prompt` is Preprocessor.encode_prompt. Threads may share one.
 
     `max_tokens` cuts what is longer; without it nothing is cut. Segments of texts are told only to models that have several,
     which `num_token_types` says: other models' tokenizers name segments too. Everything raises InvalidRequest
@@ -34,7 +38,7 @@ class PoolingEncoder:
     def __init__(
         self,
         text_tokenizer: TextTokenizer | None,
-        encode_prompt: Callable[[prompt_pb2.Prompt], list[int]],
+        encode_prompt: Callable[[prompt_pb2.Prompt], EncodedPrompt],
         prompts: SentencePrompts,
     ) -> None:
         self._text, self._encode_prompt, self._prompts = text_tokenizer, encode_prompt, prompts
@@ -54,18 +58,20 @@ class PoolingEncoder:
         if prompt.HasField("decoder_token_ids"):
             raise InvalidRequest("this model has no encoder, and so no prompt of the decoder beside the prompt")
         kind = prompt.WhichOneof("kind")
+        if kind == "text" and (prompt.media or prompt.parse_special_tokens):
+            return self._encode_own_format(prompt, self._prompts.text(prompt_name), max_tokens)
         if kind == "text" and prompt.text:
             return self._encode_text(prompt.text, self._prompts.text(prompt_name), num_token_types, max_tokens)
         if prompt_name:
             raise InvalidRequest("named prompts stand before texts, and this input is none")
-        if kind == "token_ids" and prompt.token_ids.ids:
+        if kind == "token_ids" and prompt.token_ids.ids and not prompt.media:
             type_ids = list(prompt.token_ids.type_ids)
             return PoolingInput(_end(list(prompt.token_ids.ids), max_tokens), _end(type_ids, max_tokens))
         if kind == "chat" and not prompt.chat.HasField("add_generation_prompt"):
             chat = prompt_pb2.Chat(add_generation_prompt=False)
             chat.MergeFrom(prompt.chat)
-            prompt = prompt_pb2.Prompt(chat=chat)
-        return PoolingInput(_end(self._encode_prompt(prompt), max_tokens), [])
+            prompt = prompt_pb2.Prompt(chat=chat, media=prompt.media)
+        return self._input(prompt, max_tokens)
 
     def encode_pair(
         self,
@@ -81,6 +87,8 @@ class PoolingEncoder:
                 raise InvalidRequest(
                     "this model reads query and document together: send texts, or each pair whole, as token ids"
                 )
+            if prompt.media or prompt.parse_special_tokens:
+                raise InvalidRequest("this model reads query and document together: they are plain text alone")
             if not prompt.text:
                 raise InvalidRequest("a text of the pair is empty", ErrorReason.ERROR_REASON_EMPTY_PROMPT)
         tokenizer = need_tokenizer(self._text)
@@ -95,6 +103,19 @@ class PoolingEncoder:
             second.truncate(room)
         joined = tokenizer.join(first, second)
         return PoolingInput(joined.ids, _types(joined, num_token_types))
+
+    def _input(self, prompt: prompt_pb2.Prompt, max_tokens: int | None) -> PoolingInput:
+        encoded = self._encode_prompt(prompt).end(max_tokens)
+        return PoolingInput(encoded.token_ids, [], media=encoded.media, positions=encoded.positions)
+
+    def _encode_own_format(self, prompt: prompt_pb2.Prompt, name: str, max_tokens: int | None) -> PoolingInput:
+        """A text with media, or one that names the model's own special tokens, behind the prompt of this name."""
+        if name and not self._prompts.counted:
+            raise InvalidRequest("this checkpoint's named prompts stand before plain texts alone")
+        whole = prompt_pb2.Prompt()
+        whole.CopyFrom(prompt)
+        whole.text = name + prompt.text
+        return self._input(whole, max_tokens)
 
     def _encode_text(self, text: str, prompt: str, num_token_types: int, max_tokens: int | None) -> PoolingInput:
         tokenizer = need_tokenizer(self._text)

@@ -26,6 +26,7 @@ from forebay.errors import FailedPrecondition
 from forebay.v1.errors_pb2 import ErrorReason
 
 _BYTE_FALLBACK = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+_PLACEHOLDER = re.compile(r"[<\[]/?\w*(?:im(?:g|age)|video|audio|vision)\w*[>\]]", re.IGNORECASE)
 
 
 class TextTokenizer:
@@ -85,9 +86,9 @@ class TextTokenizer:
         """How many ids `join` adds."""
         return self.backend.num_special_tokens_to_add(pair)
 
-    def encode_disguised(self, text: str) -> list[int]:
+    def encode_disguised(self, text: str, *, add_special_tokens: bool) -> list[int]:
         """Ids of a text whose own control tokens went through `disguise`; all other names of them are plain text."""
-        return _encode(self.guarded, text, add_special_tokens=False)
+        return _encode(self.guarded, text, add_special_tokens)
 
     def disguise(self, text: str) -> str:
         """Renames each control token in the text to its alias."""
@@ -180,8 +181,8 @@ def _encode(tokenizer: tokenizers.Tokenizer, text: str, add_special_tokens: bool
 
 
 def _looks_like_control(text: str) -> bool:
-    # Some checkpoints forget to mark <|im_start|> as special; their templates rely on it all the same.
-    return len(text) > 4 and text.startswith("<|") and text.endswith("|>")
+    # Some checkpoints forget to mark <|im_start|>, or the placeholders of media, as special; they rely on them all the same.
+    return (len(text) > 4 and text.startswith("<|") and text.endswith("|>")) or bool(_PLACEHOLDER.fullmatch(text))
 
 
 def _any_of(texts: Any) -> re.Pattern[str]:

@@ -251,7 +251,7 @@ async def test_chat_sends_messages() -> None:
         ({"role": ["user"], "content": "x"}, "messages[0].role"),
         ({"role": "user"}, "messages[0].content"),
         ({"role": "user", "content": 5}, "messages[0].content"),
-        ({"role": "user", "content": [{"type": "image_url", "image_url": {}}]}, "messages[0].content[0]"),
+        ({"role": "user", "content": [{"type": "image_url", "image_url": {}}]}, "messages[0].content[0].image_url"),
         ({"role": "user", "content": [{"type": "text", "text": 1}]}, "messages[0].content[0]"),
         ({"role": "user", "content": "x", "name": 5}, "messages[0].name"),
         ({"role": "assistant", "content": "x", "tool_calls": [1]}, "messages[0]"),

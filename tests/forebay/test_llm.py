@@ -228,7 +228,7 @@ def test_each_prompt_can_have_its_own_parameters(llm: LLM) -> None:
         ([4096], ErrorReason.ERROR_REASON_TOKEN_OUT_OF_RANGE),
         ([-1], ErrorReason.ERROR_REASON_INVALID_FIELD),
         ({"prompt": 5}, ErrorReason.ERROR_REASON_INVALID_FIELD),
-        ({"prompt": "x", "multi_modal_data": {}}, ErrorReason.ERROR_REASON_INVALID_FIELD),
+        ({"prompt": "x", "multi_modal_data": {"image": b"GIF89a"}}, ErrorReason.ERROR_REASON_MEDIA_UNUSABLE),
         (5.5, ErrorReason.ERROR_REASON_INVALID_FIELD),
         ([7] * 1024, ErrorReason.ERROR_REASON_TOO_LONG),
     ],

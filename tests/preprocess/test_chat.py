@@ -12,7 +12,8 @@ from transformers import PreTrainedTokenizerFast
 
 from forebay.errors import FailedPrecondition, InvalidRequest
 from forebay.v1 import prompt_pb2
-from preprocess.chat import ROLES, ChatTemplate
+from preprocess.chat import ChatTemplate
+from preprocess.chat_messages import ROLES
 from preprocess.template_renderer import shared_renderer
 from preprocess.tokenizer import TextTokenizer
 from tests.preprocess.chat_templates import CONTROL_TOKENS, NAMED, TEMPLATES

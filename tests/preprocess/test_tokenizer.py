@@ -56,7 +56,9 @@ def test_disguised_text_has_the_ids_of_the_original(kind, pieces):
     tokenizer, text = SHARED[kind], "".join(pieces)
     if kind == "wordpiece" and "mark" in text.lower():
         return  # a control token that is looked up in lower case is disguised only as its name is written
-    assert tokenizer.encode_disguised(tokenizer.disguise(text)) == tokenizer.encode(text, add_special_tokens=False)
+    assert tokenizer.encode_disguised(tokenizer.disguise(text), add_special_tokens=False) == tokenizer.encode(
+        text, add_special_tokens=False
+    )
 
 
 def test_special_token_text_is_the_plain_text_of_its_characters():
