@@ -8,10 +8,12 @@ import torch
 
 from gpu_executor.models.config_reader import ConfigReader
 from gpu_executor.models.families.text_model import text_model
+from gpu_executor.models.families.tower_rules import split_tower_qkv
 from gpu_executor.models.families.towers import read_activation, with_tying
 from gpu_executor.models.registry import Resolved, architecture
 from gpu_executor.models.rules import Rule, change, rename
 from gpu_executor.models.towers.qwen2_vl import Qwen2VLVision
+from gpu_executor.models.towers.vit_layers import VitLayers
 
 _NUM_AXES = 3  # time, height and width
 _VISUAL, _BLOCK = r"(?:model\.)?visual\.", r"(?:model\.)?visual\.blocks\.(\d+)\."
@@ -22,25 +24,34 @@ def flat_patches(weight: torch.Tensor) -> torch.Tensor:
     return weight.flatten(1)
 
 
-_TOWER_RULES: tuple[Rule, ...] = (
-    change(_VISUAL + r"patch_embed\.proj\.weight", "tower.patches.weight", flat_patches),
-    rename(_BLOCK + r"(norm[12]|attn\.qkv|attn\.proj|mlp\.fc[12])\.(weight|bias)", r"tower.blocks.\1.\2.\3"),
-    rename(_VISUAL + r"merger\.ln_q\.(weight|bias)", r"tower.norm.\1"),
-    rename(_VISUAL + r"merger\.mlp\.0\.(weight|bias)", r"tower.merger.fc1.\1"),
-    rename(_VISUAL + r"merger\.mlp\.2\.(weight|bias)", r"tower.merger.fc2.\1"),
-)
+def _tower_rules(vit: VitLayers) -> tuple[Rule, ...]:
+    target = r"tower.vit.layers.\1."
+    return (
+        change(_VISUAL + r"patch_embed\.proj\.weight", "tower.patches.weight", flat_patches),
+        rename(_BLOCK + r"(norm[12])\.(weight|bias)", target + r"\2.\3"),
+        split_tower_qkv(_BLOCK + r"attn\.qkv\.(weight|bias)", target + r"attn.{}.\2", vit),
+        rename(_BLOCK + r"attn\.proj\.(weight|bias)", target + r"attn.o.\2"),
+        rename(_BLOCK + r"mlp\.fc1\.(weight|bias)", target + r"mlp.up.\2"),
+        rename(_BLOCK + r"mlp\.fc2\.(weight|bias)", target + r"mlp.down.\2"),
+        rename(_VISUAL + r"merger\.ln_q\.(weight|bias)", r"tower.norm.\1"),
+        rename(_VISUAL + r"merger\.mlp\.0\.(weight|bias)", r"tower.merger1.\1"),
+        rename(_VISUAL + r"merger\.mlp\.2\.(weight|bias)", r"tower.merger2.\1"),
+    )
 
 
 def _read_vision(config: ConfigReader, out_size: int) -> Qwen2VLVision:
     hidden_size, num_heads = config.integer("embed_dim", default=1280), config.integer("num_heads", default=16)
     if hidden_size % (4 * num_heads):
         raise config.wrong(("embed_dim",), hidden_size, f"{num_heads} heads of a multiple of 4")
-    return Qwen2VLVision(
+    vit = VitLayers(
         hidden_size=hidden_size,
-        num_layers=config.integer("depth", default=32),
         num_heads=num_heads,
         mlp_size=int(hidden_size * config.number("mlp_ratio", default=4.0)),
+        num_layers=config.integer("depth", default=32),
         act=read_activation(config, "hidden_act", default="quick_gelu"),
+    )
+    return Qwen2VLVision(
+        vit,
         out_size=out_size,
         patch_size=config.integer("patch_size", default=14),
         temporal_patch_size=config.integer("temporal_patch_size", default=2),
@@ -66,4 +77,4 @@ def qwen2_vl(config: ConfigReader, architecture: str) -> Resolved:
         )
     vision = _read_vision(config.section("vision_config"), resolved.spec.decoder.hidden_size)
     spec = dataclasses.replace(resolved.spec, architecture=architecture, tower=vision)
-    return dataclasses.replace(resolved, spec=spec, rules=(*resolved.rules, *_TOWER_RULES))
+    return dataclasses.replace(resolved, spec=spec, rules=(*resolved.rules, *_tower_rules(vision.vit)))

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from gpu_executor.models.config_reader import ConfigReader
-from gpu_executor.models.towers.layers import ACTIVATIONS
+from gpu_executor.models.towers.vit_layers import ACTIVATIONS
 
 
-def read_activation(config: ConfigReader, *names: str, default: str) -> str:
-    """The activation that a key names, one of towers.layers.ACTIVATIONS."""
-    value = config(*names, default=default)
-    if value not in ACTIVATIONS:
-        raise config.wrong(names, value, f"one of {', '.join(ACTIVATIONS)}")
-    return value
+def read_activation(config: ConfigReader, name: str, *, default: str) -> str:
+    """The activation that a key names, one of vit_layers.ACTIVATIONS."""
+    value = config(name, default=default)
+    ours = value if value in ACTIVATIONS else config.activation(name, default=default)
+    if ours not in ACTIVATIONS:
+        raise config.wrong((name,), value, f"one of {', '.join(ACTIVATIONS)}")
+    return ours
 
 
 def with_tying(config: ConfigReader, section: str) -> ConfigReader:

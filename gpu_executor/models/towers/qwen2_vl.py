@@ -7,23 +7,19 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
+from torch.nn import functional
 
-from gpu_executor.models.towers.layers import Mlp, PreNormBlock, Rotate
 from gpu_executor.models.towers.tower import Embed, TowerInput, normalized
+from gpu_executor.models.towers.vit_layers import Rotate, VitLayers, VitStack
 
-_EPS = 1e-6
 _THETA = 10000.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Qwen2VLVision:
-    """A ViT of `num_layers`; merge_size x merge_size of its patches become one row of the text's width."""
+    """A ViT; merge_size x merge_size of its patches become one row of out_size, the text's width."""
 
-    hidden_size: int
-    num_layers: int
-    num_heads: int
-    mlp_size: int
-    act: str
+    vit: VitLayers
     out_size: int
     patch_size: int
     temporal_patch_size: int
@@ -39,13 +35,11 @@ class Qwen2VLTower(nn.Module):
     def __init__(self, spec: Qwen2VLVision) -> None:
         super().__init__()
         self.spec = spec
-        size, merged_size = spec.hidden_size, spec.hidden_size * spec.merge_size**2
+        size, merged_size = spec.vit.hidden_size, spec.vit.hidden_size * spec.merge_size**2
         self.patches = nn.Linear(3 * spec.temporal_patch_size * spec.patch_size**2, size, bias=False)
-        self.blocks = nn.ModuleList(
-            PreNormBlock(size, spec.num_heads, spec.mlp_size, spec.act, _EPS) for _ in range(spec.num_layers)
-        )
-        self.norm = nn.LayerNorm(size, _EPS)
-        self.merger = Mlp(merged_size, merged_size, "gelu", out_size=spec.out_size)
+        self.vit = VitStack(spec.vit)
+        self.norm = spec.vit.make_norm()
+        self.merger1, self.merger2 = nn.Linear(merged_size, merged_size), nn.Linear(merged_size, spec.out_size)
 
     def forward(self, items: Sequence[TowerInput], embed: Embed) -> list[torch.Tensor]:
         dtype = self.patches.weight.dtype
@@ -57,12 +51,11 @@ class Qwen2VLTower(nn.Module):
         if missing := -len(frames) % spec.temporal_patch_size:
             frames = torch.cat((frames, frames[-1:].expand(missing, -1, -1, -1)))
         rows, columns = (side // spec.patch_size for side in frames.shape[2:])
-        x = self.patches(self._patched(frames))  # (T, rows columns, D)
-        rotate = _rotation(rows, columns, spec.merge_size, spec.hidden_size // spec.num_heads, frames.device)
-        for block in self.blocks:
-            x = block(x, rotate)
-        cells = self.norm(x).view(-1, spec.merge_size**2 * spec.hidden_size)
-        return self.merger(cells)
+        head_dim = spec.vit.hidden_size // spec.vit.num_heads
+        rotate = _rotation(rows, columns, spec.merge_size, head_dim, frames.device)
+        x = self.norm(self.vit(self.patches(self._patched(frames)), rotate))  # (T, rows columns, D)
+        cells = x.view(-1, self.merger1.in_features)
+        return self.merger2(functional.gelu(self.merger1(cells)))
 
     def _patched(self, frames: torch.Tensor) -> torch.Tensor:
         """(F, 3, H, W) -> (F / temporal_patch_size, patches, numbers of a patch: channel, frame, row, column)."""
@@ -80,7 +73,7 @@ def _rotation(rows: int, columns: int, merge_size: int, head_dim: int, device: t
     cells = places.view(rows // merge_size, merge_size, columns // merge_size, merge_size, 2).transpose(1, 2)
     exponents = torch.arange(0, head_dim // 2, 2, dtype=torch.float32) / (head_dim // 2)
     angles = cells.reshape(-1, 2, 1) * (1.0 / _THETA**exponents)  # (rows columns, 2, head_dim / 4)
-    angles = angles.flatten(1)[:, None].to(device)  # (rows columns, 1, head_dim / 2)
+    angles = angles.flatten(1).to(device)  # (rows columns, head_dim / 2)
     cos, sin = angles.cos(), angles.sin()
 
     def rotate(x: torch.Tensor) -> torch.Tensor:

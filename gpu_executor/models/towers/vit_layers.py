@@ -6,13 +6,18 @@ L patches of N pictures of one size; D is the tower's own hidden size here.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from gpu_executor.models.towers.layers import ACTIVATIONS
+ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -23,10 +28,11 @@ class VitLayers:
     num_heads: int
     mlp_size: int
     num_layers: int
-    act: str = "gelu"  # of layers.ACTIVATIONS
+    act: str = "gelu"  # of ACTIVATIONS
     norm: Literal["layer", "rms"] = "layer"
     eps: float = 1e-6
     qkv_bias: bool = True
+    k_bias: bool = True  # of keys, where queries and values have one
     qk_norm: bool = False  # queries and keys are normed, all heads together
     branch_scales: bool = False  # what a branch adds is multiplied by learned numbers (D)
     post_norm: bool = False
@@ -37,21 +43,28 @@ class VitLayers:
         return kind(self.hidden_size, eps=self.eps)
 
 
+# Queries or keys (N, H, L, K) -> the same, turned by where they are.
+Rotate = Callable[[torch.Tensor], torch.Tensor]
+
+
 class VitAttention(nn.Module):
     """softmax(q k' / sqrt(K)) v over all patches of a picture."""
 
     def __init__(self, vit: VitLayers) -> None:
         super().__init__()
         self.num_heads, size = vit.num_heads, vit.hidden_size
-        self.q, self.k, self.v = (nn.Linear(size, size, bias=vit.qkv_bias) for _ in range(3))
+        biases = (vit.qkv_bias, vit.qkv_bias and vit.k_bias, vit.qkv_bias)
+        self.q, self.k, self.v = (nn.Linear(size, size, bias=bias) for bias in biases)
         self.q_norm, self.k_norm = (vit.make_norm() if vit.qk_norm else nn.Identity() for _ in range(2))
         self.o = nn.Linear(size, size)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x (N, L, D) -> (N, L, D)."""
+    def forward(self, x: torch.Tensor, rotate: Rotate | None = None, seen: torch.Tensor | None = None) -> torch.Tensor:
+        """x (N, L, D) -> (N, L, D); only patches that are `seen` (N, L) bool have a part in others."""
         parts = self.q_norm(self.q(x)), self.k_norm(self.k(x)), self.v(x)
         q, k, v = (part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in parts)  # (N, H, L, K)
-        mixed = F.scaled_dot_product_attention(q, k, v)
+        if rotate is not None:
+            q, k = rotate(q), rotate(k)
+        mixed = F.scaled_dot_product_attention(q, k, v, None if seen is None else seen[:, None, None])
         return self.o(mixed.transpose(1, 2).flatten(2))
 
 
@@ -79,9 +92,13 @@ class VitLayer(nn.Module):
         scales = (nn.Parameter(torch.empty(vit.hidden_size)) if vit.branch_scales else None for _ in range(2))
         self.scale1, self.scale2 = scales
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x (N, L, D) -> (N, L, D)."""
-        for norm, branch, scale in ((self.norm1, self.attn, self.scale1), (self.norm2, self.mlp, self.scale2)):
+    def forward(self, x: torch.Tensor, rotate: Rotate | None = None, seen: torch.Tensor | None = None) -> torch.Tensor:
+        """x (N, L, D) -> (N, L, D), the rest as attention takes it."""
+
+        def attend(x: torch.Tensor) -> torch.Tensor:
+            return self.attn(x, rotate, seen)
+
+        for norm, branch, scale in ((self.norm1, attend, self.scale1), (self.norm2, self.mlp, self.scale2)):
             added = norm(branch(x)) if self.post_norm else branch(norm(x))
             x = x + (added if scale is None else added * scale)
         return x
@@ -94,10 +111,10 @@ class VitStack(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(VitLayer(vit) for _ in range(vit.num_layers))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x (N, L, D) -> (N, L, D)."""
+    def forward(self, x: torch.Tensor, rotate: Rotate | None = None, seen: torch.Tensor | None = None) -> torch.Tensor:
+        """x (N, L, D) -> (N, L, D), the rest as attention takes it."""
         for layer in self.layers:
-            x = layer(x)
+            x = layer(x, rotate, seen)
         return x
 
 

@@ -7,13 +7,14 @@ import torch
 from transformers.models.qwen2_vl.configuration_qwen2_vl import Qwen2VLVisionConfig
 from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VisionTransformerPretrainedModel
 
+from gpu_executor.models.families.qwen2_vl import _tower_rules
+from gpu_executor.models.rules import match_names
 from gpu_executor.models.towers.qwen2_vl import Qwen2VLTower, Qwen2VLVision
 from gpu_executor.models.towers.tower import TowerInput
+from gpu_executor.models.towers.vit_layers import VitLayers
 
-SPEC = Qwen2VLVision(
-    hidden_size=24, num_layers=3, num_heads=3, mlp_size=72, act="quick_gelu", out_size=20, patch_size=4,
-    temporal_patch_size=2, merge_size=2,
-)  # fmt: skip
+VIT = VitLayers(hidden_size=24, num_heads=3, mlp_size=72, num_layers=3, act="quick_gelu")
+SPEC = Qwen2VLVision(VIT, out_size=20, patch_size=4, temporal_patch_size=2, merge_size=2)
 
 
 @pytest.fixture(scope="module")
@@ -31,16 +32,12 @@ def reference() -> Qwen2VisionTransformerPretrainedModel:
 
 @pytest.fixture(scope="module")
 def tower(reference: Qwen2VisionTransformerPretrainedModel) -> Qwen2VLTower:
-    names = {
-        "patch_embed.proj": "patches",
-        "merger.ln_q": "norm",
-        "merger.mlp.0": "merger.fc1",
-        "merger.mlp.2": "merger.fc2",
-    }
+    stored = {f"visual.{name}": tensor for name, tensor in reference.state_dict().items()}
     weights = {}
-    for name, tensor in reference.state_dict().items():
-        prefix, _, kind = name.rpartition(".")
-        weights[f"{names.get(prefix, prefix)}.{kind}"] = tensor.flatten(1) if prefix == "patch_embed.proj" else tensor
+    for match in match_names(stored, _tower_rules(VIT)):
+        tensor = stored[match.source]
+        parts = (tensor,) if match.rule.reshape is None else match.rule.reshape(tensor)
+        weights |= {name.removeprefix("tower."): part for name, part in zip(match.targets, parts, strict=True)}
     module = SPEC.build()
     module.load_state_dict(weights)
     return module.eval()

@@ -1,1 +1,0 @@
-"""Tiny multimodal checkpoints, one module for each kind."""
