@@ -18,6 +18,19 @@ _OF_MODEL_TYPE = {
     "qwen2_moe": "Qwen2MoeForCausalLM", "qwen3": "Qwen3ForCausalLM",
 }  # fmt: skip
 
+# What transformers' config classes mean where a section does not say: released checkpoints leave out what equals it.
+_SIZE_KEYS = (
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+    "max_position_embeddings",
+)  # fmt: skip
+_SIZES = {
+    "gemma": (256000, 3072, 24576, 28, 16, 16, 8192),
+    "gemma2": (256000, 2304, 9216, 26, 8, 4, 8192),
+    "llama": (32000, 4096, 11008, 32, 32, None, 2048),
+    "mistral": (32000, 4096, 14336, 32, 32, 8, 131072),
+    "qwen2": (151936, 4096, 22016, 32, 32, 32, 32768),
+}
+
 
 def text_model(
     config: ConfigReader, *sections: str, prefix: str, default_type: str = "llama", architecture: str | None = None
@@ -28,8 +41,10 @@ def text_model(
     model that is not served.
     """
     section = config.section(*sections)
-    if architecture is None and not section.has("architectures"):
-        model_type = section("model_type", default=default_type)
+    model_type = section("model_type", default=default_type)
+    sizes = dict(zip(_SIZE_KEYS, _SIZES.get(model_type, ()), strict=False))
+    section = section.with_defaults(**sizes)
+    if architecture is None and section("architectures", default=None) is None:
         architecture = _OF_MODEL_TYPE.get(model_type, model_type)
     if architecture is not None:
         section = section.updated({"architectures": [architecture]})

@@ -1,0 +1,1 @@
+"""Tiny multimodal checkpoints, one module for each kind."""
