@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from gpu_executor.models.config_reader import ConfigReader
-from gpu_executor.models.towers.vit_layers import ACTIVATIONS
+from gpu_executor.models.towers.activations import ACTIVATIONS
 
 
 def read_activation(config: ConfigReader, name: str, *, default: str) -> str:
-    """The activation that a key names, one of vit_layers.ACTIVATIONS."""
+    """The activation that a key names, one of towers.activations.ACTIVATIONS."""
     value = config(name, default=default)
     ours = value if value in ACTIVATIONS else config.activation(name, default=default)
     if ours not in ACTIVATIONS:

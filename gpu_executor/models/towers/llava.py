@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from gpu_executor.models.towers.activations import ACTIVATIONS
 from gpu_executor.models.towers.clip_vit import ClipVit
-from gpu_executor.models.towers.layers import ACTIVATIONS
 from gpu_executor.models.towers.pixtral_vit import PixtralVit
 from gpu_executor.models.towers.tower import Embed, TowerInput, normalized
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from gpu_executor.models.towers.layers import ACTIVATIONS
+from gpu_executor.models.towers.activations import ACTIVATIONS
 
 _EPS = 1e-5
 

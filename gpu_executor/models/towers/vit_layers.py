@@ -13,13 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "gelu": F.gelu,
-    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
-    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
-    "relu": F.relu,
-    "silu": F.silu,
-}
+from gpu_executor.models.towers.activations import ACTIVATIONS
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -30,7 +24,7 @@ class VitLayers:
     num_heads: int
     mlp_size: int
     num_layers: int
-    act: str = "gelu"  # of ACTIVATIONS
+    act: str = "gelu"  # of activations.ACTIVATIONS
     norm: Literal["layer", "rms"] = "layer"
     eps: float = 1e-6
     qkv_bias: bool = True
