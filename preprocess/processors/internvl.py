@@ -17,6 +17,7 @@ from preprocess.processors.processor import ProcessorFiles, PromptText
 from preprocess.processors.registry import processor
 from preprocess.processors.settings import model_settings
 from preprocess.processors.tiles import cut, grids, nearest_grid, stretch
+from preprocess.processors.tokens import token_id
 
 _MARKER = "<image>"
 
@@ -91,7 +92,7 @@ class InternVlProcessor:
     ) -> None:
         self._tokenizer, self._tiling, self._rows_per_tile = files.tokenizer, tiling, rows_per_tile
         self._hidden_size, self._replacement = hidden_size, replacement
-        self._feature_ids = {"image": frozenset(self._encode(feature_token))}
+        self._feature_ids = {"image": {token_id(files.tokenizer, feature_token)}}
         self._normalization = normalization(1 / 255, IMAGENET_MEAN, IMAGENET_STD)
 
     def prepare(self, media: DecodedMedia, num_items: int) -> MediaItem:

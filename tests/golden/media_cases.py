@@ -97,3 +97,17 @@ def check_pixels(found: np.ndarray, wanted: dict[str, Any]) -> None:
         return
     np.testing.assert_allclose(found.ravel()[: len(wanted["first"])], wanted["first"], atol=2e-5)
     np.testing.assert_allclose([found.mean(), found.std()], [wanted["mean"], wanted["std"]], atol=2e-5)
+
+
+def check_ids_expand_as_text(golden: dict[str, Any], name: str, folder: Path) -> None:
+    """Holds that the ids of a case's prompt become what its text becomes, and that expanded ids stay as they are."""
+    processor, tokenizer = processor_of(golden, folder)
+    case = case_of(golden, name)
+    items = items_of(processor, case)
+    wanted = processor.expand_text(prompt_text(case["prompt"], tokenizer), items)
+    for token_ids in (tokenizer.encode(case["prompt"], add_special_tokens=True), case["input_ids"]):
+        found = processor.expand_ids(token_ids, items)
+        assert found.token_ids == case["input_ids"]
+        assert [placed.spans for placed in found.media] == [placed.spans for placed in wanted.media]
+        assert (found.positions is None) == (wanted.positions is None)
+        assert found.positions is None or np.array_equal(found.positions, wanted.positions)

@@ -14,6 +14,7 @@ from preprocess.media.decoded import Embeddings, Image
 from preprocess.processors.tiles import grids, nearest_grid
 from tests.golden.media_cases import (
     case_of,
+    check_ids_expand_as_text,
     check_pixels,
     encode_case,
     items_of,
@@ -41,16 +42,7 @@ def test_prompts_and_pixels_are_the_references(name: str, case: dict[str, Any], 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_ids_are_expanded_as_text_is(name: str, tmp_path: Path) -> None:
-    golden = media_golden(name)
-    processor, tokenizer = processor_of(golden, tmp_path)
-    case = case_of(golden, "two images")
-    items = items_of(processor, case)
-    ids = tokenizer.encode(case["prompt"], add_special_tokens=True)
-    assert processor.expand_ids(ids, items).token_ids == case["input_ids"]
-    again = processor.expand_ids(case["input_ids"], items)
-    assert again.token_ids == case["input_ids"]
-    text = processor.expand_text(prompt_text(case["prompt"], tokenizer), items)
-    assert [placed.spans for placed in again.media] == [placed.spans for placed in text.media]
+    check_ids_expand_as_text(media_golden(name), "two images", tmp_path)
 
 
 def test_features_of_nvlm_stand_in_a_span_for_each_tile(tmp_path: Path) -> None:
