@@ -92,7 +92,7 @@ def _rules(vit: VitLayers) -> tuple[Rule, ...]:
         rename(_VISION + r"embeddings\.position_embedding", "tower.positions"),
         rename(_LAYER + r"norm([12])\.(weight|bias)", _TARGET + r"norm\2.\3"),
         rename(_LAYER + r"ls([12])", _TARGET + r"scale\2"),
-        split_tower_qkv(_LAYER + r"attn\.qkv\.(weight|bias)", _TARGET + r"attn.{}.\2", vit.hidden_size, vit.num_heads),
+        split_tower_qkv(_LAYER + r"attn\.qkv\.(weight|bias)", _TARGET + r"attn.{}.\2", vit),
         rename(_LAYER + r"attn\.([qk])_norm\.weight", _TARGET + r"attn.\2_norm.weight", optional=True),
         rename(_LAYER + r"attn\.proj\.(weight|bias)", _TARGET + r"attn.o.\2"),
         rename(_LAYER + r"mlp\.fc1\.(weight|bias)", _TARGET + r"mlp.up.\2"),

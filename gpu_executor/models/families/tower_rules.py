@@ -13,9 +13,12 @@ def skip_layers_from(prefix: str, num_used: int) -> Rule:
     return skip(rf"{prefix}(?!(?:{used})\.)\d+\..+")
 
 
-def split_tower_qkv(pattern: str, target: str, hidden_size: int, num_heads: int, *, interleaved: bool = False) -> Rule:
+def split_tower_qkv(pattern: str, target: str, vit: VitLayers, *, interleaved: bool = False) -> Rule:
     """A fused projection of a tower's attention: all queries, all keys, all values, or those of one head after the other."""
-    head_dim = hidden_size // num_heads
+    return _split_qkv(pattern, target, vit.hidden_size // vit.num_heads, vit.num_heads, interleaved=interleaved)
+
+
+def _split_qkv(pattern: str, target: str, head_dim: int, num_heads: int, *, interleaved: bool = False) -> Rule:
     attention = Attention(num_heads, num_heads, head_dim, head_dim**-0.5)
     return split_qkv(pattern, target, attention, layout="grouped" if interleaved else "stacked")
 
@@ -27,7 +30,7 @@ def timm_rules(prefix: str, vit: VitLayers) -> tuple[Rule, ...]:
         skip_layers_from(prefix + r"blocks\.", vit.num_layers),
         rename(prefix + r"patch_embed\.proj\.(weight|bias)", r"tower.patch.\1"),
         rename(layer + r"norm([12])\.(weight|bias)", target + r"norm\2.\3"),
-        split_tower_qkv(layer + r"attn\.qkv\.(weight|bias)", target + r"attn.{}.\2", vit.hidden_size, vit.num_heads),
+        split_tower_qkv(layer + r"attn\.qkv\.(weight|bias)", target + r"attn.{}.\2", vit),
         rename(layer + r"attn\.proj\.(weight|bias)", target + r"attn.o.\2"),
         rename(layer + r"mlp\.fc1\.(weight|bias)", target + r"mlp.up.\2"),
         rename(layer + r"mlp\.fc2\.(weight|bias)", target + r"mlp.down.\2"),
@@ -42,7 +45,7 @@ def resampler_rules(attention: str, behind: str, output_size: int) -> tuple[Rule
     return (
         rename(attention + r"query", target + "query"),
         rename(attention + r"kv_proj\.weight", target + "kv.weight", optional=True),
-        split_tower_qkv(attention + r"attn\.in_proj_(weight|bias)", target + r"{}.\1", output_size, output_size // 128),
+        _split_qkv(attention + r"attn\.in_proj_(weight|bias)", target + r"{}.\1", 128, output_size // 128),
         rename(attention + r"attn\.out_proj\.(weight|bias)", target + r"o.\1"),
         rename(attention + r"ln_q\.(weight|bias)", target + r"query_norm.\1"),
         rename(attention + r"ln_kv\.(weight|bias)", target + r"kv_norm.\1"),

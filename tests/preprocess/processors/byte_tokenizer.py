@@ -50,7 +50,7 @@ def chat_prompt(tokenizer: TextTokenizer, template: str, user_text: str) -> Prom
     """A rendered chat: `{}` in the template is what the user typed, in which names of control tokens are plain text."""
 
     def encode(part: str, add_special_tokens: bool) -> list[int]:
-        return tokenizer.encode_disguised(part)
+        return tokenizer.encode_disguised(part, add_special_tokens=add_special_tokens)
 
     text = tokenizer.disguise(template).format(user_text)
     return PromptText(text, encode=encode, write=tokenizer.disguise, adds_special_tokens=False)
