@@ -88,10 +88,12 @@ def read_clip_recipe(
     )
 
 
-def read_siglip_recipe(settings: Settings, side: int) -> PictureRecipe:
+def read_siglip_recipe(
+    settings: Settings, side: int, mean: Sequence[float] = HALF, std: Sequence[float] = HALF
+) -> PictureRecipe:
     """The recipe of SigLIP's image processor: squeezed to a square of `side`."""
     return PictureRecipe(
-        normalization=read_normalization(settings.data, HALF, HALF),
+        normalization=read_normalization(settings.data, mean, std),
         size=read_size(settings, "size", (side, side)) if settings.flag("do_resize", True) else None,
         resample=read_resample(settings),
         crop=read_crop(settings, side) if settings.flag("do_center_crop", False) else None,

@@ -72,6 +72,8 @@ def place(
 ) -> tuple[PlacedItem, ...]:
     """Where each item's features go: tokens with an id in feature_ids[modality] take them in order, item after item.
 
+    They come in the order of the prompt, whatever their modality.
+
     Raises InvalidRequest (MEDIA_COUNT) where there are more or fewer such tokens than features.
     """
     rows = {
@@ -89,7 +91,7 @@ def place(
                 f"the prompt has {len(found):,} tokens that stand for {modality} features; its items have {used[modality]:,}",
                 ErrorReason.ERROR_REASON_MEDIA_COUNT,
             )
-    return tuple(placed)
+    return tuple(sorted(placed, key=lambda item: item.spans))
 
 
 def is_expanded(token_ids: Sequence[int], items: Sequence[MediaItem], feature_ids: dict[str, Collection[int]]) -> bool:

@@ -154,7 +154,7 @@ class Qwen2VLProcessor:
             return EncodedPrompt(token_ids)
         if scattered := next((p.item for p in placed if len(p.spans) > 1), None):
             raise unusable(f"the tokens of {scattered.modality} items have to lie together, without text between them")
-        return EncodedPrompt(token_ids, placed, mrope_positions(len(token_ids), placed, [i.facts for i in items]))
+        return EncodedPrompt(token_ids, placed, mrope_positions(len(token_ids), placed, [p.item.facts for p in placed]))
 
 
 @processor("Qwen2VLForConditionalGeneration")

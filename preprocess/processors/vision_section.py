@@ -31,14 +31,17 @@ class VisionSection:
         return self.side**2 + self.class_token - self.drops_first
 
 
-def read_vision(config: Settings, *, strategy: str = "default") -> VisionSection:
-    """The tower of a config.json; `strategy` where it does not say which rows are taken."""
+def read_vision(
+    config: Settings, *, strategy: str = "default", default_type: str = "clip_vision_model"
+) -> VisionSection:
+    """The tower of a config.json; where it does not say which rows are taken, or what kind of tower it is, the defaults."""
     section = config.section("vision_config")
-    model_type = section("model_type", "clip_vision_model")
+    model_type = section("model_type", default_type)
     if model_type not in ("clip_vision_model", "siglip_vision_model"):
         raise section.wrong("model_type", model_type, "clip_vision_model or siglip_vision_model")
     is_clip = model_type == "clip_vision_model"
-    defaults = (224, 16) if not is_clip else (224, 32) if section.data else (336, 14)
+    large = (336, 14) if is_clip else (384, 14)  # of a config without the section
+    defaults = large if not section.data else (224, 32) if is_clip else (224, 16)
     return VisionSection(
         image_size=section.integer("image_size", defaults[0]),
         patch_size=section.integer("patch_size", defaults[1]),

@@ -29,7 +29,7 @@ _PROJECTOR = tuple(
 )
 
 
-def read_text(config: ConfigReader) -> Resolved:
+def read_text(config: ConfigReader, *, default_type: str = "llama") -> Resolved:
     """The text model; its head is tied where either config says so."""
     section = config.section("text_config")
     tied = config.flag("tie_word_embeddings", default=False) or None
@@ -37,10 +37,13 @@ def read_text(config: ConfigReader) -> Resolved:
         config.updated({"text_config": section.updated({"tie_word_embeddings": tied}).data}),
         "text_config",
         prefix=TEXT_PREFIX,
+        default_type=default_type,
     )
 
 
-def read_vision(config: ConfigReader, *, layer: int = -2, strategy: str = "default") -> Vision:
+def read_vision(
+    config: ConfigReader, *, layer: int = -2, strategy: str = "default", default_type: str = "clip_vision_model"
+) -> Vision:
     """The tower of a Llava-like config; `layer` and `strategy` where it does not say which hidden states it takes."""
     layers = config("vision_feature_layer", default=layer)
     outputs = tuple(layers) if isinstance(layers, list) else (layers,)
@@ -49,7 +52,8 @@ def read_vision(config: ConfigReader, *, layer: int = -2, strategy: str = "defau
     strategy = config("vision_feature_select_strategy", default=strategy)
     if strategy not in ("default", "full"):
         raise config.wrong(("vision_feature_select_strategy",), strategy, "default or full")
-    return read_vision_section(config.section("vision_config"), outputs, drops_first=strategy == "default")
+    section, drops_first = config.section("vision_config"), strategy == "default"
+    return read_vision_section(section, outputs, drops_first=drops_first, default_type=default_type)
 
 
 def read_projector(config: ConfigReader, vision: Vision, output_size: int) -> Projector:

@@ -12,7 +12,7 @@ from gpu_executor.models.towers.vit_layers import VitLayers
 
 Vision = ClipVit | PixtralVit
 
-# What transformers' config classes mean where a section does not say; the last ones for a config without the section.
+# What transformers' config classes mean where a section does not say; the large ones for a config without the section.
 _CLIP = {
     "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12, "image_size": 224,
     "patch_size": 32, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5,
@@ -22,27 +22,36 @@ _PIXTRAL = {
     "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16, "patch_size": 16,
     "hidden_act": "gelu",
 }  # fmt: skip
-_CLIP_LARGE = _CLIP | {
+_LARGE_CLIP = _CLIP | {
     "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16, "image_size": 336,
+    "patch_size": 14,
+}  # fmt: skip
+_LARGE_SIGLIP = _SIGLIP | {
+    "hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 26, "num_attention_heads": 16, "image_size": 384,
     "patch_size": 14,
 }  # fmt: skip
 
 
 def read_vision_section(
-    section: ConfigReader, outputs: tuple[int, ...] = (-1,), *, drops_first: bool = False
+    section: ConfigReader,
+    outputs: tuple[int, ...] = (-1,),
+    *,
+    drops_first: bool = False,
+    default_type: str = "clip_vision_model",
 ) -> Vision:
-    """The transformer of a vision section, by its model_type.
+    """The transformer of a vision section, by its model_type, or else `default_type`.
 
     `outputs` are the hidden states that are taken, as transformers counts them: 0 enters the first layer, -1 is what the
     last layer gives, before any norm.
     """
-    model_type = section("model_type", default="clip_vision_model")
+    model_type = section("model_type", default=default_type)
     if model_type == "pixtral":
         return _read_pixtral(section.with_defaults(**_PIXTRAL), outputs)
     if model_type not in ("clip_vision_model", "siglip_vision_model"):
         raise section.wrong(("model_type",), model_type, "clip_vision_model, siglip_vision_model or pixtral")
     is_clip = model_type == "clip_vision_model"
-    section = section.with_defaults(**(_SIGLIP if not is_clip else _CLIP if section.data else _CLIP_LARGE))
+    sizes, large = (_CLIP, _LARGE_CLIP) if is_clip else (_SIGLIP, _LARGE_SIGLIP)
+    section = section.with_defaults(**(sizes if section.data else large))
     section.head_dim("hidden_size", "num_attention_heads")  # must be whole
     outputs = _counted_from_0(section, outputs)
     vit = VitLayers(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image as PilImages
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
@@ -126,3 +127,10 @@ def generate(folder: Path, prompts: list[EncodedPrompt], **options: Any) -> list
             ids.append(token.token_id)
             logprobs.append(token.logprobs.logprob)
     return results
+
+
+def check_tokens(found: list[tuple[list[int], list[float]]], wanted: list[tuple[list[int], list[float]]]) -> None:
+    """Ids of each prompt are equal, and log-probabilities within 1e-3."""
+    for (ids, logprobs), (wanted_ids, wanted_logprobs) in zip(found, wanted, strict=True):
+        assert ids == wanted_ids
+        assert logprobs == pytest.approx(wanted_logprobs, abs=1e-3)

@@ -12,6 +12,7 @@ from preprocess.media.decoded import Image
 from tests.gpu_executor.models.media_cases import llava as cases
 from tests.gpu_executor.models.media_checkpoints import (
     MediaCheckpoint,
+    check_tokens,
     generate,
     picture,
     prompt_text,
@@ -40,8 +41,8 @@ def test_pictures_of_one_size(checkpoint: MediaCheckpoint, tmp_path: Path) -> No
         prompts.append(ours.expand_text(prompt_text(text, tokenizer), items))
         assert prompts[-1].token_ids == inputs["input_ids"][0].tolist()
         wanted.append(reference_tokens(model, inputs))
-    check(generate(tmp_path, prompts), wanted)
-    check(
+    check_tokens(generate(tmp_path, prompts), wanted)
+    check_tokens(
         generate(tmp_path, prompts, max_num_batched_tokens=11, max_prefill_tokens_beside_decode=5, block_size=4), wanted
     )
 
@@ -64,13 +65,7 @@ def test_pictures_of_any_size(tmp_path: Path) -> None:
         assert prompts[-1].token_ids == tokenizer.encode(text + "x", add_special_tokens=True)
         inputs["input_ids"] = torch.tensor([prompts[-1].token_ids])
         wanted.append(reference_tokens(model, inputs))
-    check(generate(tmp_path, prompts), wanted)
-    check(
+    check_tokens(generate(tmp_path, prompts), wanted)
+    check_tokens(
         generate(tmp_path, prompts, max_num_batched_tokens=11, max_prefill_tokens_beside_decode=5, block_size=4), wanted
     )
-
-
-def check(found: list[tuple[list[int], list[float]]], wanted: list[tuple[list[int], list[float]]]) -> None:
-    for (ids, logprobs), (wanted_ids, wanted_logprobs) in zip(found, wanted, strict=True):
-        assert ids == wanted_ids
-        assert logprobs == pytest.approx(wanted_logprobs, abs=1e-3)

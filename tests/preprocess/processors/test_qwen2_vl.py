@@ -126,7 +126,7 @@ def test_items_of_two_kinds_may_come_in_any_order() -> None:
     image, video = made.prepare(picture(24, 16), 1), made.prepare(film(6, 16, 8), 1)
     prompt = plain_prompt(TOKENIZER, "<|video_pad|>.<|image_pad|>")
     encoded = made.expand_text(prompt, [image, video])
-    assert [placed.spans for placed in encoded.media] == [((7, 6),), ((0, 6),)]
+    assert [(placed.item, placed.spans) for placed in encoded.media] == [(video, ((0, 6),)), (image, ((7, 6),))]
     assert encoded.positions[:, 7].tolist() == [4, 4, 4]
 
 
