@@ -1,10 +1,11 @@
-"""Attends over a paged cache of latents; see reference.py for the definition. A Triton kernel.py joins here."""
+"""Attends over a paged cache of latents; see reference.py for the definition."""
 
 from __future__ import annotations
 
 import torch
 
 from kernels.mla_attention import cpu, reference
+from kernels.triton_path import use_triton
 
 __all__ = ["mla_attention"]
 
@@ -34,5 +35,8 @@ def mla_attention(
             f"{len(seq_lens)} sequences need as many rows of the block table and one more query_start, got "
             f"{len(block_table)} and {len(query_start)}"
         )
-    path = cpu if q.is_cpu else reference
+    if use_triton(q):
+        from kernels.mla_attention import kernel as path
+    else:
+        path = cpu if q.is_cpu else reference
     return path.mla_attention(q, cache, block_table, query_start, seq_lens, kv_rank=kv_rank, scale=scale)
