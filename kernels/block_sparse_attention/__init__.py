@@ -1,10 +1,11 @@
-"""Attends to some blocks of a paged KV cache; see reference.py for the definition. A Triton kernel.py joins here."""
+"""Attends to some blocks of a paged KV cache; see reference.py for the definition."""
 
 from __future__ import annotations
 
 import torch
 
 from kernels.block_sparse_attention import cpu, reference
+from kernels.triton_path import use_triton
 
 __all__ = ["block_sparse_attention"]
 
@@ -41,7 +42,10 @@ def block_sparse_attention(
             f"sparse_block_size {sparse_block_size}, num_local_blocks {num_local_blocks} and stride {stride} must be "
             f"at least 1, head_step {head_step} at least 0"
         )
-    path = cpu if q.is_cpu else reference
+    if use_triton(q):
+        from kernels.block_sparse_attention import kernel as path
+    else:
+        path = cpu if q.is_cpu else reference
     return path.block_sparse_attention(
         q,
         k_cache,
