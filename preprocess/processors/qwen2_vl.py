@@ -100,8 +100,8 @@ class Qwen2VLProcessor:
         text = config.section("text_config")
         self._hidden_size = (text if text.data else config).integer("hidden_size")
         self._ids = {
-            "image": config.integer("image_token_id", 151655),
-            "video": config.integer("video_token_id", 151656),
+            "image": config.integer("image_token_id", 151655, least=0),
+            "video": config.integer("video_token_id", 151656, least=0),
         }
         self._pads = {kind: token_text(files.tokenizer, token_id, kind) for kind, token_id in self._ids.items()}
         self._frames = {

@@ -19,11 +19,11 @@ class Settings:
         """The value of a key as it is."""
         return self.data.get(name, default)
 
-    def integer(self, name: str, default: int | None = None) -> int:
-        """A whole number above 0; without a default it has to be there."""
+    def integer(self, name: str, default: int | None = None, *, least: int = 1) -> int:
+        """A whole number from `least`; without a default it has to be there."""
         value = self.data.get(name, default)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise self.wrong(name, value, "a whole number above 0")
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise self.wrong(name, value, f"a whole number from {least}")
         return value
 
     def flag(self, name: str, default: bool) -> bool:

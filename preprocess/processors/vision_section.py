@@ -59,4 +59,4 @@ def text_hidden_size(config: Settings) -> int:
 def media_token_id(config: Settings, modality: str, default: int) -> int:
     """The id of the token that stands for features, by its older name or the newer one."""
     name = f"{modality}_token_index" if f"{modality}_token_index" in config.data else f"{modality}_token_id"
-    return config.integer(name, default)
+    return config.integer(name, default, least=0)
