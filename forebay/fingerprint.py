@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-PROCESSOR_VERSION = 0  # no media yet
+PROCESSOR_VERSION = 1  # goes up whenever the same media becomes other tensors
 
 # Files that decide which ids a text becomes, in the order in which they are hashed.
 TOKENIZER_FILES = (

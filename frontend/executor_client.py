@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import enum
+import functools
 import logging
 import random
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from forebay.rpc import KEEPALIVE_OPTIONS, error_from_rpc
 from forebay.v1.errors_pb2 import ErrorReason
 from frontend.demultiplexer import Demultiplexer, ProtocolError
 from frontend.flight import Flight
+from frontend.media_upload import MediaUploads
 from frontend.router import ExecutorLoad
 
 logger = logging.getLogger(__name__)
@@ -86,6 +88,7 @@ class ExecutorClient:
         self._settings, self._events = settings, events
         self._outgoing: asyncio.Queue[wire.SessionRequest] = asyncio.Queue()
         self._demultiplexer: Demultiplexer | None = None
+        self._uploads: MediaUploads | None = None
         self._next_handle = 1
         self._task: asyncio.Task[None] | None = None
         self._last_step, self._last_progress = 0, 0.0
@@ -137,6 +140,8 @@ class ExecutorClient:
     def _leave(self, flight: Flight) -> None:
         """Books that a flight is no longer aboard."""
         flight.owner = None
+        if flight.media and self._uploads is not None:
+            self._uploads.flights_changed()
         self.load.num_own_sequences -= flight.num_sequences
 
     def _flight_broken(self, flight: Flight) -> None:
@@ -207,14 +212,22 @@ class ExecutorClient:
             try:
                 async with asyncio.timeout(self._settings.connect_timeout_s):  # wait_for may swallow a cancellation
                     welcome = await self._open(call)
+                writing = asyncio.Lock()  # a chunk and any other message are written in turn
+                self._uploads = MediaUploads(
+                    welcome.media_window_bytes,
+                    write=functools.partial(_write_in_turn, call, writing),
+                    wanted=self._is_wanted,
+                )
                 self._begin(welcome)
-                writer = asyncio.create_task(self._write(call))
+                writer = asyncio.create_task(self._write(call, writing))
+                uploader = asyncio.create_task(self._upload(call))
                 keeper = asyncio.create_task(self._keep_alive(call, welcome.lease_ms / 1000))
                 try:
                     while (data := await call.read()) is not grpc.aio.EOF:
                         self._receive(data)
                 finally:
                     writer.cancel()
+                    uploader.cancel()
                     keeper.cancel()
             finally:
                 call.cancel()
@@ -257,11 +270,22 @@ class ExecutorClient:
         logger.info("session with executor %s (%s)", self.address, welcome.executor_id)
         self._events.state_changed(self)
 
-    async def _write(self, call: grpc.aio.StreamStreamCall) -> None:
+    def _is_wanted(self, digest: bytes) -> bool:
+        """Whether a flight aboard has this media item."""
+        flights = self._demultiplexer.flights.values() if self._demultiplexer else ()
+        return any(digest == found.item.digest for flight in flights for found in flight.media)
+
+    async def _upload(self, call: grpc.aio.StreamStreamCall) -> None:
+        try:
+            await self._uploads.run()
+        except (grpc.RpcError, grpc.aio.BaseError, asyncio.InvalidStateError):
+            call.cancel()
+
+    async def _write(self, call: grpc.aio.StreamStreamCall, writing: asyncio.Lock) -> None:
         outgoing = self._outgoing
         try:
             while True:
-                await call.write(await outgoing.get())
+                await _write_in_turn(call, writing, await outgoing.get())
         except (grpc.RpcError, grpc.aio.BaseError, asyncio.InvalidStateError):
             logger.debug("executor %s: the session can no longer be written to", self.address)
         finally:
@@ -294,6 +318,12 @@ class ExecutorClient:
                 flight.refused_by.clear()
         elif kind == "rejected":
             self._receive_rejected(response.rejected)
+        elif kind == "media_wanted":
+            flight = self._demultiplexer.flights.get(response.media_wanted.handle)
+            if flight is not None:
+                self._uploads.want(flight.media, response.media_wanted.digests)
+        elif kind == "media_credit":
+            self._uploads.credit(response.media_credit.num_bytes)
         elif kind == "draining":
             logger.info("executor %s drains", self.address)
             self.state = State.DRAINING
@@ -321,6 +351,11 @@ class ExecutorClient:
             return
         self._leave(flight)
         self._events.flight_refused(flight, self, error_of(code, rejected.message, reason, retry_after_ms))
+
+
+async def _write_in_turn(call: grpc.aio.StreamStreamCall, writing: asyncio.Lock, message: wire.SessionRequest) -> None:
+    async with writing:
+        await call.write(message)
 
 
 def _parse(data: bytes) -> wire.SessionResponse:

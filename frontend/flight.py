@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Sequence
 from typing import Protocol
 
 from forebay.errors import ForebayError
 from forebay.executor.v1 import executor_pb2 as wire
+from frontend.media_upload import FlightMedia
 
 
 class TokenSink(Protocol):
@@ -64,10 +66,12 @@ class Flight:
         "handle",
         "hashes",
         "losses",
+        "media",
         "num_open",
         "num_sequences",
         "owner",
         "pooling",
+        "positions",
         "priority",
         "prompt_token_ids",
         "refused_by",
@@ -90,12 +94,18 @@ class Flight:
         deadline: float | None = None,
         cache_salt: bytes = b"",
         encoder_token_ids: Sequence[int] = (),
+        media: Sequence[FlightMedia] = (),
+        positions: Sequence[Sequence[int]] = (),
     ) -> None:
-        """`encoder_token_ids` is what the encoder of an encoder-decoder reads; the prompt is the decoder's then."""
+        """`encoder_token_ids` is what the encoder of an encoder-decoder reads; the prompt is the decoder's then.
+
+        `positions` are the prompt's rotary positions, axis by axis, where they are not the tokens' indexes.
+        """
         assert (sampling is None) != (pooling is None), "a request generates or pools"
         self.pooling = pooling
         sampling = sampling or wire.SamplingParams()
         self.encoder_token_ids = encoder_token_ids
+        self.media, self.positions = tuple(media), positions
         self.prompt_token_ids = prompt_token_ids
         self.sampling = sampling
         self.sink = sink
@@ -151,6 +161,9 @@ class Flight:
             priority=self.priority,
             cache_salt=self.cache_salt,
             encoder_token_ids=self.encoder_token_ids,
+            media=[found.message() for found in self.media],
+            positions=itertools.chain.from_iterable(self.positions),
+            num_position_axes=len(self.positions),
         )
         self._rows = []  # another executor pools from the beginning
         if self.deadline is not None:

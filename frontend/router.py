@@ -6,7 +6,7 @@ import random
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 
-from forebay.block_hash import block_digests, short_hash
+from forebay.block_hash import MediaMap, block_digests, short_hash
 from forebay.executor.v1 import executor_pb2 as wire
 from frontend.flight import Flight
 
@@ -92,7 +92,8 @@ def prefix_hashes(flight: Flight, block_size: int) -> list[int]:
     hashes = flight.hashes.get(block_size)
     if hashes is None:
         prompt = flight.prompt_token_ids[:MAX_PREFIX_TOKENS]
-        digests = block_digests(prompt, block_size, flight.cache_salt, flight.encoder_token_ids)
+        media = MediaMap((start, length, found.item.digest) for found in flight.media for start, length in found.spans)
+        digests = block_digests(prompt, block_size, flight.cache_salt, flight.encoder_token_ids, media)
         hashes = flight.hashes[block_size] = [short_hash(digest) for digest in digests]
     return hashes
 

@@ -64,6 +64,9 @@ class ExecutorConfig:
         help="features of media, in tokens, that are kept for prompts to come (default: max_model_len, within 8192 to 32768)",
         metavar="TOKENS",
     )
+    media_window_bytes: int = setting(
+        1 << 30, help="tensors of media that one frontend's requests may have here at once", metavar="BYTES"
+    )
     num_threads: int | None = setting(None, help="CPU threads of the model (default: one per core)")
     seed: int = setting(0, help="seed of dummy weights")
     drain_grace_s: float = setting(30.0, help="seconds that running requests get to finish after SIGTERM")
@@ -74,7 +77,14 @@ class ExecutorConfig:
     log_level: str = setting("info", help="how much to log", choices=("debug", "info", "warning", "error"))
 
     def __post_init__(self) -> None:
-        for name in ("max_num_seqs", "max_num_waiting", "block_size", "lease_ms", "max_message_bytes"):
+        for name in (
+            "max_num_seqs",
+            "max_num_waiting",
+            "block_size",
+            "media_window_bytes",
+            "lease_ms",
+            "max_message_bytes",
+        ):
             _at_least(name, getattr(self, name), 1)
         optional = (
             "max_model_len", "max_num_batched_tokens", "max_prefill_tokens_beside_decode", "encoder_cache_size", "num_threads",

@@ -15,10 +15,12 @@ from forebay.errors import FailedPrecondition, InvalidRequest, Unavailable
 from forebay.executor.v1 import executor_pb2
 from forebay.rpc import KEEPALIVE_OPTIONS, add_service
 from forebay.v1.errors_pb2 import ErrorReason
+from forebay.v1.media_pb2 import MediaKind
 from forebay.v1.model_pb2 import ModelDtype, ModelTask
 from gpu_executor.config import ExecutorConfig
 from gpu_executor.engine import Engine, StepOutput
 from gpu_executor.engine_loop import EngineLoop
+from gpu_executor.media_store import MediaStore
 from gpu_executor.model_info import ModelInfo
 from gpu_executor.outputs import FrameBuilder
 from gpu_executor.session import Session, check_fingerprint
@@ -40,6 +42,9 @@ class ExecutorServicer:
         self.idle.set()
         self.sessions: set[Session] = set()
         self.num_steps_with_tokens = 0
+        # Idle items may take as much as one session's: the next request often has the same picture.
+        self.media_window_bytes = config.media_window_bytes if info.modalities else 0
+        self.media_store = MediaStore(self.media_window_bytes)
         self.loop = EngineLoop(engine, self._on_step, self._on_death)
 
     async def Session(
@@ -167,6 +172,8 @@ class ExecutorServicer:
             embedding_size=info.embedding_size,
             num_classes=info.num_classes,
             num_token_types=info.num_token_types,
+            media_kinds=[MediaKind.Value(f"MEDIA_KIND_{modality.upper()}") for modality in info.modalities],
+            media_window_bytes=self.media_window_bytes,
         )
 
 

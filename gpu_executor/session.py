@@ -13,6 +13,8 @@ import grpc
 from forebay.errors import FailedPrecondition, ForebayError, InvalidRequest, Unavailable
 from forebay.executor.v1 import executor_pb2
 from forebay.v1.errors_pb2 import ErrorReason
+from gpu_executor.media import MediaInput
+from gpu_executor.media_intake import MediaIntake
 from gpu_executor.outputs import Outbox
 from gpu_executor.submission import read_submit
 
@@ -35,6 +37,10 @@ class Session:
         self._last_handle = -1
         self._tombstones: dict[int, None] = {}
         self._heard = time.monotonic()
+        self._waiting: dict[int, executor_pb2.Submit] = {}  # until their media is here
+        self._intake = MediaIntake(
+            service.media_store, service.media_window_bytes, send=self.outbox.put, start=self._start_with_media
+        )
 
     async def read(self, requests: AsyncIterator[executor_pb2.SessionRequest]) -> None:
         """Carries out what the frontend sends until it closes its side."""
@@ -45,6 +51,8 @@ class Session:
                     self._submit(request.submit)
                 case "abort":
                     self._abort(request.abort)
+                case "chunk":
+                    self._intake.take(request.chunk)
                 case "renew":
                     pass
                 case "hello":
@@ -67,14 +75,17 @@ class Session:
                 "session of %r ended with %d requests running; they are aborted", self.frontend_id, len(self.handles)
             )
         self.handles.clear()
+        self._intake.end_all()
 
     def finished(self, handle: int) -> None:
         """The engine holds nothing of the request any more."""
         self.handles.discard(handle)
+        self._waiting.pop(handle, None)
+        self._intake.end(handle)
 
     def reject(self, handle: int, error: ForebayError) -> None:
         """Tells the frontend that nothing more comes of a request."""
-        self.handles.discard(handle)
+        self.finished(handle)
         self.outbox.put(
             executor_pb2.SessionResponse(
                 rejected=executor_pb2.Rejected(
@@ -99,15 +110,34 @@ class Session:
             message = "the executor is shutting down"
             self.reject(handle, Unavailable(message, ErrorReason.ERROR_REASON_DRAINING, retry_after_ms=1000))
             return
-        info = self.service.info
+        self.handles.add(handle)
+        if not submit.media:
+            self._start(submit, [])
+            return
+        self._waiting[handle] = submit
+        try:
+            self._intake.submit(handle, submit.media)
+        except ForebayError as error:
+            self.reject(handle, error)
+
+    def _start_with_media(self, handle: int, media: list[MediaInput]) -> None:
+        self._start(self._waiting.pop(handle), media)
+
+    def _start(self, submit: executor_pb2.Submit, media: list[MediaInput]) -> None:
+        """Gives the request to the engine."""
+        info, handle = self.service.info, submit.handle
         try:
             request = read_submit(
-                submit, key=(self, handle), owner=self, eos_token_ids=info.eos_token_ids, vocab_size=info.vocab_size
+                submit,
+                key=(self, handle),
+                owner=self,
+                eos_token_ids=info.eos_token_ids,
+                vocab_size=info.vocab_size,
+                media=media,
             )
         except ForebayError as error:
             self.reject(handle, error)
             return
-        self.handles.add(handle)
         self.service.loop.submit(request, lambda error: self._submitted(handle, error))
 
     def _submitted(self, handle: int, error: ForebayError | None) -> None:
@@ -123,11 +153,14 @@ class Session:
             if len(self._tombstones) > _MAX_TOMBSTONES:
                 del self._tombstones[next(iter(self._tombstones))]
         index = abort.sequence_index if abort.HasField("sequence_index") else None
+        if index is None and handle in self._waiting:  # the engine does not know it yet
+            self._aborted(handle, ended=True, gone=True)
+            return
         self.service.loop.abort((self, handle), index, lambda ended, gone: self._aborted(handle, ended, gone))
 
     def _aborted(self, handle: int, ended: bool, gone: bool) -> None:
         if gone:
-            self.handles.discard(handle)
+            self.finished(handle)
         aborted = executor_pb2.Aborted(handle=handle, was_running=ended)
         self.outbox.put(executor_pb2.SessionResponse(aborted=aborted))
 
@@ -140,7 +173,7 @@ def check_fingerprint(theirs: executor_pb2.Fingerprint, ours: executor_pb2.Finge
             raise FailedPrecondition(
                 f"frontend and executor differ in {name}: {their} and {our}; start both from the same model and revision"
             )
-    if theirs.processor_version != ours.processor_version:
+    if theirs.processor_version not in (0, ours.processor_version):  # 0: it sends no media
         raise FailedPrecondition(
             f"frontend and executor differ in processor_version: {theirs.processor_version} and {ours.processor_version}; "
             "run the same version of Forebay on both"

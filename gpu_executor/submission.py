@@ -5,11 +5,15 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Hashable
+from collections.abc import Sequence as SequenceOf
+
+import numpy as np
 
 from forebay.errors import InvalidRequest
 from forebay.executor.v1 import executor_pb2
 from forebay.v1.errors_pb2 import ErrorReason
 from forebay.v1.model_pb2 import MODEL_TASK_GENERATE, MODEL_TASK_UNSPECIFIED, ModelTask
+from gpu_executor.media import MediaInput
 from gpu_executor.request import PoolingParams, Request, Sampling
 
 MAX_N, MAX_LOGPROBS, MAX_BIASES, MAX_BAD_WORDS, MAX_IDS = 128, 20, 300, 256, 1024
@@ -66,8 +70,9 @@ def read_submit(
     owner: object,
     eos_token_ids: tuple[int, ...],
     vocab_size: int,
+    media: SequenceOf[MediaInput] = (),
 ) -> Request:
-    """The Request of a Submit."""
+    """The Request of a Submit, whose media is there."""
     pooling = sampling = None
     if submit.HasField("pooling"):
         pooling = read_pooling(submit.pooling)
@@ -90,8 +95,22 @@ def read_submit(
         deadline=deadline,
         salt=submit.cache_salt,
         encoder_token_ids=list(submit.encoder_token_ids),
+        media=media,
+        positions=_read_positions(submit),
         resumed=resumed,
     )
+
+
+def _read_positions(submit: executor_pb2.Submit) -> np.ndarray | None:
+    """(axes, tokens) int64; None where they are the tokens' indexes."""
+    if not submit.positions:
+        return None
+    if len(submit.positions) != submit.num_position_axes * len(submit.prompt_token_ids):
+        raise InvalidRequest(
+            f"{len(submit.positions)} positions are not {submit.num_position_axes} for each of "
+            f"{len(submit.prompt_token_ids)} tokens"
+        )
+    return np.array(submit.positions, np.int64).reshape(submit.num_position_axes, -1)
 
 
 def _check_ranges(sampling: Sampling, params: executor_pb2.SamplingParams) -> None:

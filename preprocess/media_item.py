@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from forebay.errors import InvalidRequest
+from forebay.media_packing import pack
 from forebay.v1.errors_pb2 import ErrorReason
 
 EMBEDDINGS = "embeddings"  # the name of the tensor of an item that needs no tower: (rows, D)
@@ -31,12 +31,8 @@ class MediaItem:
 
     @cached_property
     def digest(self) -> bytes:
-        """SHA-256 over the modality and the tensors with their names, dtypes and shapes: equal items have equal features."""
-        digest = hashlib.sha256(self.modality.encode())
-        for name, tensor in sorted(self.tensors.items()):
-            digest.update(f"\0{name}\0{tensor.dtype.str}\0{','.join(map(str, tensor.shape))}\0".encode())
-            digest.update(np.ascontiguousarray(tensor).data)
-        return digest.digest()
+        """What tells the item from others: equal digests have equal features. See forebay.media_packing."""
+        return pack(self.modality, self.tensors).digest
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -25,6 +25,11 @@ ELSEWHERE = {
     "FINGERPRINT_MISMATCH": "a session's opening: logged by the frontend, which does not use that executor",
     "CANCELLED": "a caller that cancelled, who knows: gRPC gives CANCELLED by itself",
     "NUMERIC": "the executor, for one request: passed on as it is",
+    "MEDIA_DECODE": "tests/preprocess/media",
+    "MEDIA_TOO_LARGE": "tests/preprocess/media",
+    "MEDIA_COUNT": "tests/preprocess/processors",
+    "MEDIA_UNUSABLE": "tests/preprocess/processors",
+    "MEDIA_FETCH": "tests/preprocess/media",
 }
 # The reason in ErrorInfo is the executor's own in these; the frontend passes on whatever it is.
 PASSED_ON = {

@@ -23,10 +23,11 @@ _sym_db = _symbol_database.Default()
 
 
 from forebay.v1 import errors_pb2 as forebay_dot_v1_dot_errors__pb2
+from forebay.v1 import media_pb2 as forebay_dot_v1_dot_media__pb2
 from forebay.v1 import model_pb2 as forebay_dot_v1_dot_model__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"forebay/executor/v1/executor.proto\x12\x13\x66orebay.executor.v1\x1a\x17\x66orebay/v1/errors.proto\x1a\x16\x66orebay/v1/model.proto\"\xce\x01\n\x0eSessionRequest\x12+\n\x05hello\x18\x01 \x01(\x0b\x32\x1a.forebay.executor.v1.HelloH\x00\x12-\n\x06submit\x18\x02 \x01(\x0b\x32\x1b.forebay.executor.v1.SubmitH\x00\x12+\n\x05\x61\x62ort\x18\x03 \x01(\x0b\x32\x1a.forebay.executor.v1.AbortH\x00\x12+\n\x05renew\x18\x04 \x01(\x0b\x32\x1a.forebay.executor.v1.RenewH\x00\x42\x06\n\x04kind\"\xc4\x02\n\x0fSessionResponse\x12/\n\x07welcome\x18\x01 \x01(\x0b\x32\x1c.forebay.executor.v1.WelcomeH\x00\x12\x31\n\x08\x61\x63\x63\x65pted\x18\x02 \x01(\x0b\x32\x1d.forebay.executor.v1.AcceptedH\x00\x12\x31\n\x08rejected\x18\x03 \x01(\x0b\x32\x1d.forebay.executor.v1.RejectedH\x00\x12.\n\x04step\x18\x04 \x01(\x0b\x32\x1e.forebay.executor.v1.StepFrameH\x00\x12/\n\x07\x61\x62orted\x18\x05 \x01(\x0b\x32\x1c.forebay.executor.v1.AbortedH\x00\x12\x31\n\x08\x64raining\x18\x06 \x01(\x0b\x32\x1d.forebay.executor.v1.DrainingH\x00\x42\x06\n\x04kind\"l\n\x0b\x46ingerprint\x12\x14\n\x0cmodel_digest\x18\x01 \x01(\t\x12\x18\n\x10tokenizer_digest\x18\x02 \x01(\t\x12\x19\n\x11processor_version\x18\x03 \x01(\r\x12\x12\n\nvocab_size\x18\x04 \x01(\r\"S\n\x05Hello\x12\x13\n\x0b\x66rontend_id\x18\x01 \x01(\t\x12\x35\n\x0b\x66ingerprint\x18\x02 \x01(\x0b\x32 .forebay.executor.v1.Fingerprint\"\x94\x03\n\x07Welcome\x12\x13\n\x0b\x65xecutor_id\x18\x01 \x01(\t\x12\x35\n\x0b\x66ingerprint\x18\x02 \x01(\x0b\x32 .forebay.executor.v1.Fingerprint\x12\x10\n\x08lease_ms\x18\x03 \x01(\r\x12\x15\n\rmax_model_len\x18\x04 \x01(\r\x12\x14\n\x0c\x61rchitecture\x18\x05 \x01(\t\x12%\n\x05\x64type\x18\x06 \x01(\x0e\x32\x16.forebay.v1.ModelDtype\x12\x15\n\reos_token_ids\x18\x07 \x03(\r\x12\x12\n\nblock_size\x18\x08 \x01(\r\x12\x12\n\nnum_blocks\x18\t \x01(\r\x12\x14\n\x0cmax_num_seqs\x18\n \x01(\r\x12\x16\n\x0eprefix_caching\x18\x0b \x01(\x08\x12$\n\x05tasks\x18\x0c \x03(\x0e\x32\x15.forebay.v1.ModelTask\x12\x16\n\x0e\x65mbedding_size\x18\r \x01(\r\x12\x13\n\x0bnum_classes\x18\x0e \x01(\r\x12\x17\n\x0fnum_token_types\x18\x0f \x01(\r\"\xde\x02\n\x06Submit\x12\x0e\n\x06handle\x18\x01 \x01(\r\x12\r\n\x05\x65poch\x18\x02 \x01(\r\x12\x18\n\x10prompt_token_ids\x18\x03 \x03(\r\x12\x35\n\x08sampling\x18\x04 \x01(\x0b\x32#.forebay.executor.v1.SamplingParams\x12\x10\n\x08priority\x18\x05 \x01(\x05\x12\x17\n\ntimeout_ms\x18\x06 \x01(\x04H\x00\x88\x01\x01\x12\x35\n\x07resumed\x18\x07 \x03(\x0b\x32$.forebay.executor.v1.ResumedSequence\x12\x12\n\ncache_salt\x18\x08 \x01(\x0c\x12\x19\n\x11\x65ncoder_token_ids\x18\t \x03(\r\x12\x38\n\x07pooling\x18\n \x01(\x0b\x32\".forebay.executor.v1.PoolingParamsH\x01\x88\x01\x01\x42\r\n\x0b_timeout_msB\n\n\x08_pooling\"N\n\x0fResumedSequence\x12\x16\n\x0esequence_index\x18\x01 \x01(\r\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x10\n\x08\x66inished\x18\x03 \x01(\x08\"\xb1\x04\n\x0eSamplingParams\x12\x12\n\nmax_tokens\x18\x01 \x01(\r\x12\x12\n\nmin_tokens\x18\x02 \x01(\r\x12\t\n\x01n\x18\x03 \x01(\r\x12\x13\n\x0btemperature\x18\x04 \x01(\x02\x12\r\n\x05top_k\x18\x05 \x01(\r\x12\x12\n\x05top_p\x18\x06 \x01(\x02H\x00\x88\x01\x01\x12\r\n\x05min_p\x18\x07 \x01(\x02\x12\x18\n\x10presence_penalty\x18\x08 \x01(\x02\x12\x19\n\x11\x66requency_penalty\x18\t \x01(\x02\x12\x1f\n\x12repetition_penalty\x18\n \x01(\x02H\x01\x88\x01\x01\x12\x16\n\x0elogit_bias_ids\x18\x0b \x03(\r\x12\x19\n\x11logit_bias_values\x18\x0c \x03(\x02\x12\x35\n\tbad_words\x18\r \x03(\x0b\x32\".forebay.executor.v1.TokenSequence\x12\x19\n\x11\x61llowed_token_ids\x18\x0e \x03(\r\x12\x16\n\x0estop_token_ids\x18\x0f \x03(\r\x12\x12\n\nignore_eos\x18\x10 \x01(\x08\x12\x0c\n\x04seed\x18\x11 \x01(\x04\x12\x15\n\x08logprobs\x18\x12 \x01(\rH\x02\x88\x01\x01\x12\x1c\n\x0fprompt_logprobs\x18\x13 \x01(\rH\x03\x88\x01\x01\x12\x19\n\x11logprob_token_ids\x18\x14 \x03(\rB\x08\n\x06_top_pB\x15\n\x13_repetition_penaltyB\x0b\n\t_logprobsB\x12\n\x10_prompt_logprobs\"\xe2\x01\n\rPoolingParams\x12#\n\x04task\x18\x01 \x01(\x0e\x32\x15.forebay.v1.ModelTask\x12\x16\n\x0etoken_type_ids\x18\x02 \x03(\r\x12\x17\n\ndimensions\x18\x03 \x01(\rH\x00\x88\x01\x01\x12\x16\n\tnormalize\x18\x04 \x01(\x08H\x01\x88\x01\x01\x12\x17\n\nactivation\x18\x05 \x01(\x08H\x02\x88\x01\x01\x12\x1e\n\x16num_instruction_tokens\x18\x06 \x01(\rB\r\n\x0b_dimensionsB\x0c\n\n_normalizeB\r\n\x0b_activation\"\"\n\rTokenSequence\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\"G\n\x05\x41\x62ort\x12\x0e\n\x06handle\x18\x01 \x01(\r\x12\x1b\n\x0esequence_index\x18\x02 \x01(\rH\x00\x88\x01\x01\x42\x11\n\x0f_sequence_index\"\x07\n\x05Renew\"\x1a\n\x08\x41\x63\x63\x65pted\x12\x0e\n\x06handle\x18\x01 \x01(\r\"\x92\x01\n\x08Rejected\x12\x0e\n\x06handle\x18\x01 \x01(\r\x12\'\n\x06reason\x18\x02 \x01(\x0e\x32\x17.forebay.v1.ErrorReason\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x0c\n\x04\x63ode\x18\x04 \x01(\r\x12\x1b\n\x0eretry_after_ms\x18\x05 \x01(\x04H\x00\x88\x01\x01\x42\x11\n\x0f_retry_after_ms\".\n\x07\x41\x62orted\x12\x0e\n\x06handle\x18\x01 \x01(\r\x12\x13\n\x0bwas_running\x18\x02 \x01(\x08\"\n\n\x08\x44raining\"\x87\x04\n\tStepFrame\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\x0f\n\x07handles\x18\x02 \x03(\r\x12\x0e\n\x06\x65pochs\x18\x03 \x03(\r\x12\x18\n\x10sequence_indexes\x18\x04 \x03(\r\x12\x15\n\rtoken_indexes\x18\x05 \x03(\r\x12\x12\n\nnum_tokens\x18\x06 \x03(\r\x12\x11\n\ttoken_ids\x18\x07 \x03(\r\x12\x35\n\x08\x66inishes\x18\x08 \x03(\x0b\x32#.forebay.executor.v1.SequenceFinish\x12\x34\n\x08logprobs\x18\t \x03(\x0b\x32\".forebay.executor.v1.TokenLogprobs\x12<\n\x0fprompt_logprobs\x18\n \x03(\x0b\x32#.forebay.executor.v1.PromptLogprobs\x12\'\n\x04load\x18\x0b \x01(\x0b\x32\x19.forebay.executor.v1.Load\x12\x36\n\x0c\x63\x61\x63he_events\x18\x0c \x01(\x0b\x32 .forebay.executor.v1.CacheEvents\x12\x33\n\x0bprefix_hits\x18\r \x03(\x0b\x32\x1e.forebay.executor.v1.PrefixHit\x12\x32\n\x06pooled\x18\x0e \x03(\x0b\x32\".forebay.executor.v1.PoolingOutput\"\x8a\x01\n\rPoolingOutput\x12\x0e\n\x06handle\x18\x01 \x01(\r\x12\r\n\x05\x65poch\x18\x02 \x01(\r\x12\x11\n\tfirst_row\x18\x03 \x01(\r\x12\x10\n\x08num_rows\x18\x04 \x01(\r\x12\x13\n\x0bnum_columns\x18\x05 \x01(\r\x12\x0e\n\x06values\x18\x06 \x01(\x0c\x12\x10\n\x08\x66inished\x18\x07 \x01(\x08\"\xb0\x01\n\x0eSequenceFinish\x12\x0e\n\x06handle\x18\x01 \x01(\r\x12\r\n\x05\x65poch\x18\x02 \x01(\r\x12\x16\n\x0esequence_index\x18\x03 \x01(\r\x12\x39\n\x06reason\x18\x04 \x01(\x0e\x32).forebay.executor.v1.SequenceFinishReason\x12\x1a\n\rstop_token_id\x18\x05 \x01(\rH\x00\x88\x01\x01\x42\x10\n\x0e_stop_token_id\"\x92\x01\n\rTokenLogprobs\x12\x0e\n\x06handle\x18\x01 \x01(\r\x12\x16\n\x0esequence_index\x18\x02 \x01(\r\x12\x13\n\x0btoken_index\x18\x03 \x01(\r\x12\x0f\n\x07logprob\x18\x04 \x01(\x02\x12\x0c\n\x04rank\x18\x05 \x01(\r\x12\x0f\n\x07top_ids\x18\x06 \x03(\r\x12\x14\n\x0ctop_logprobs\x18\x07 \x03(\x02\"\xa0\x01\n\x0ePromptLogprobs\x12\x0e\n\x06handle\x18\x01 \x01(\r\x12\r\n\x05\x65poch\x18\x02 \x01(\r\x12\x16\n\x0e\x66irst_position\x18\x03 \x01(\r\x12\x10\n\x08logprobs\x18\x04 \x03(\x02\x12\r\n\x05ranks\x18\x05 \x03(\r\x12\x0f\n\x07top_ids\x18\x06 \x03(\r\x12\x14\n\x0ctop_logprobs\x18\x07 \x03(\x02\x12\x0f\n\x07num_top\x18\x08 \x01(\r\"\x92\x01\n\x04Load\x12\x13\n\x0bnum_running\x18\x01 \x01(\r\x12\x13\n\x0bnum_waiting\x18\x02 \x01(\r\x12\x17\n\x0fnum_used_blocks\x18\x03 \x01(\r\x12\x12\n\nnum_blocks\x18\x04 \x01(\r\x12\x17\n\x0fnum_preemptions\x18\x05 \x01(\x04\x12\x1a\n\x12num_waiting_tokens\x18\x06 \x01(\x04\".\n\x0b\x43\x61\x63heEvents\x12\x0e\n\x06stored\x18\x01 \x03(\x06\x12\x0f\n\x07removed\x18\x02 \x03(\x06\"/\n\tPrefixHit\x12\x0e\n\x06handle\x18\x01 \x01(\r\x12\x12\n\nnum_tokens\x18\x02 \x01(\r*\x82\x01\n\x14SequenceFinishReason\x12&\n\"SEQUENCE_FINISH_REASON_UNSPECIFIED\x10\x00\x12\x1f\n\x1bSEQUENCE_FINISH_REASON_STOP\x10\x01\x12!\n\x1dSEQUENCE_FINISH_REASON_LENGTH\x10\x02\x32k\n\x0f\x45xecutorService\x12X\n\x07Session\x12#.forebay.executor.v1.SessionRequest\x1a$.forebay.executor.v1.SessionResponse(\x01\x30\x01\x42?Z=github.com/forebay/forebay/gen/forebay/executor/v1;executorv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"forebay/executor/v1/executor.proto\x12\x13\x66orebay.executor.v1\x1a\x17\x66orebay/v1/errors.proto\x1a\x16\x66orebay/v1/media.proto\x1a\x16\x66orebay/v1/model.proto\"\x81\x02\n\x0eSessionRequest\x12+\n\x05hello\x18\x01 \x01(\x0b\x32\x1a.forebay.executor.v1.HelloH\x00\x12-\n\x06submit\x18\x02 \x01(\x0b\x32\x1b.forebay.executor.v1.SubmitH\x00\x12+\n\x05\x61\x62ort\x18\x03 \x01(\x0b\x32\x1a.forebay.executor.v1.AbortH\x00\x12+\n\x05renew\x18\x04 \x01(\x0b\x32\x1a.forebay.executor.v1.RenewH\x00\x12\x31\n\x05\x63hunk\x18\x05 \x01(\x0b\x32 .forebay.executor.v1.TensorChunkH\x00\x42\x06\n\x04kind\"\xb8\x03\n\x0fSessionResponse\x12/\n\x07welcome\x18\x01 \x01(\x0b\x32\x1c.forebay.executor.v1.WelcomeH\x00\x12\x31\n\x08\x61\x63\x63\x65pted\x18\x02 \x01(\x0b\x32\x1d.forebay.executor.v1.AcceptedH\x00\x12\x31\n\x08rejected\x18\x03 \x01(\x0b\x32\x1d.forebay.executor.v1.RejectedH\x00\x12.\n\x04step\x18\x04 \x01(\x0b\x32\x1e.forebay.executor.v1.StepFrameH\x00\x12/\n\x07\x61\x62orted\x18\x05 \x01(\x0b\x32\x1c.forebay.executor.v1.AbortedH\x00\x12\x31\n\x08\x64raining\x18\x06 \x01(\x0b\x32\x1d.forebay.executor.v1.DrainingH\x00\x12\x38\n\x0cmedia_wanted\x18\x07 \x01(\x0b\x32 .forebay.executor.v1.MediaWantedH\x00\x12\x38\n\x0cmedia_credit\x18\x08 \x01(\x0b\x32 .forebay.executor.v1.MediaCreditH\x00\x42\x06\n\x04kind\"l\n\x0b\x46ingerprint\x12\x14\n\x0cmodel_digest\x18\x01 \x01(\t\x12\x18\n\x10tokenizer_digest\x18\x02 \x01(\t\x12\x19\n\x11processor_version\x18\x03 \x01(\r\x12\x12\n\nvocab_size\x18\x04 \x01(\r\"S\n\x05Hello\x12\x13\n\x0b\x66rontend_id\x18\x01 \x01(\t\x12\x35\n\x0b\x66ingerprint\x18\x02 \x01(\x0b\x32 .forebay.executor.v1.Fingerprint\"\xdc\x03\n\x07Welcome\x12\x13\n\x0b\x65xecutor_id\x18\x01 \x01(\t\x12\x35\n\x0b\x66ingerprint\x18\x02 \x01(\x0b\x32 .forebay.executor.v1.Fingerprint\x12\x10\n\x08lease_ms\x18\x03 \x01(\r\x12\x15\n\rmax_model_len\x18\x04 \x01(\r\x12\x14\n\x0c\x61rchitecture\x18\x05 \x01(\t\x12%\n\x05\x64type\x18\x06 \x01(\x0e\x32\x16.forebay.v1.ModelDtype\x12\x15\n\reos_token_ids\x18\x07 \x03(\r\x12\x12\n\nblock_size\x18\x08 \x01(\r\x12\x12\n\nnum_blocks\x18\t \x01(\r\x12\x14\n\x0cmax_num_seqs\x18\n \x01(\r\x12\x16\n\x0eprefix_caching\x18\x0b \x01(\x08\x12$\n\x05tasks\x18\x0c \x03(\x0e\x32\x15.forebay.v1.ModelTask\x12\x16\n\x0e\x65mbedding_size\x18\r \x01(\r\x12\x13\n\x0bnum_classes\x18\x0e \x01(\r\x12\x17\n\x0fnum_token_types\x18\x0f \x01(\r\x12*\n\x0bmedia_kinds\x18\x10 \x03(\x0e\x32\x15.forebay.v1.MediaKind\x12\x1a\n\x12media_window_bytes\x18\x11 \x01(\x04\"\xbb\x03\n\x06Submit\x12\x0e\n\x06handle\x18\x01 \x01(\r\x12\r\n\x05\x65poch\x18\x02 \x01(\r\x12\x18\n\x10prompt_token_ids\x18\x03 \x03(\r\x12\x35\n\x08sampling\x18\x04 \x01(\x0b\x32#.forebay.executor.v1.SamplingParams\x12\x10\n\x08priority\x18\x05 \x01(\x05\x12\x17\n\ntimeout_ms\x18\x06 \x01(\x04H\x00\x88\x01\x01\x12\x35\n\x07resumed\x18\x07 \x03(\x0b\x32$.forebay.executor.v1.ResumedSequence\x12\x12\n\ncache_salt\x18\x08 \x01(\x0c\x12\x19\n\x11\x65ncoder_token_ids\x18\t \x03(\r\x12\x38\n\x07pooling\x18\n \x01(\x0b\x32\".forebay.executor.v1.PoolingParamsH\x01\x88\x01\x01\x12-\n\x05media\x18\x0b \x03(\x0b\x32\x1e.forebay.executor.v1.MediaItem\x12\x11\n\tpositions\x18\x0c \x03(\r\x12\x19\n\x11num_position_axes\x18\r \x01(\rB\r\n\x0b_timeout_msB\n\n\x08_pooling\"\x9f\x01\n\tMediaItem\x12#\n\x04kind\x18\x01 \x01(\x0e\x32\x15.forebay.v1.MediaKind\x12\x0e\n\x06\x64igest\x18\x02 \x01(\x0c\x12\x32\n\x07tensors\x18\x03 \x03(\x0b\x32!.forebay.executor.v1.TensorHeader\x12\x13\n\x0bspan_starts\x18\x04 \x03(\r\x12\x14\n\x0cspan_lengths\x18\x05 \x03(\r\"R\n\x0cTensorHeader\x12\x0c\n\x04name\x18\x01 \x01(\t\x12%\n\x05\x64type\x18\x02 \x01(\x0e\x32\x16.forebay.v1.TensorType\x12\r\n\x05shape\x18\x03 \x03(\r\"N\n\x0fResumedSequence\x12\x16\n\x0esequence_index\x18\x01 \x01(\r\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x10\n\x08\x66inished\x18\x03 \x01(\x08\"\xb1\x04\n\x0eSamplingParams\x12\x12\n\nmax_tokens\x18\x01 \x01(\r\x12\x12\n\nmin_tokens\x18\x02 \x01(\r\x12\t\n\x01n\x18\x03 \x01(\r\x12\x13\n\x0btemperature\x18\x04 \x01(\x02\x12\r\n\x05top_k\x18\x05 \x01(\r\x12\x12\n\x05top_p\x18\x06 \x01(\x02H\x00\x88\x01\x01\x12\r\n\x05min_p\x18\x07 \x01(\x02\x12\x18\n\x10presence_penalty\x18\x08 \x01(\x02\x12\x19\n\x11\x66requency_penalty\x18\t \x01(\x02\x12\x1f\n\x12repetition_penalty\x18\n \x01(\x02H\x01\x88\x01\x01\x12\x16\n\x0elogit_bias_ids\x18\x0b \x03(\r\x12\x19\n\x11logit_bias_values\x18\x0c \x03(\x02\x12\x35\n\tbad_words\x18\r \x03(\x0b\x32\".forebay.executor.v1.TokenSequence\x12\x19\n\x11\x61llowed_token_ids\x18\x0e \x03(\r\x12\x16\n\x0estop_token_ids\x18\x0f \x03(\r\x12\x12\n\nignore_eos\x18\x10 \x01(\x08\x12\x0c\n\x04seed\x18\x11 \x01(\x04\x12\x15\n\x08logprobs\x18\x12 \x01(\rH\x02\x88\x01\x01\x12\x1c\n\x0fprompt_logprobs\x18\x13 \x01(\rH\x03\x88\x01\x01\x12\x19\n\x11logprob_token_ids\x18\x14 \x03(\rB\x08\n\x06_top_pB\x15\n\x13_repetition_penaltyB\x0b\n\t_logprobsB\x12\n\x10_prompt_logprobs\"\xe2\x01\n\rPoolingParams\x12#\n\x04task\x18\x01 \x01(\x0e\x32\x15.forebay.v1.ModelTask\x12\x16\n\x0etoken_type_ids\x18\x02 \x03(\r\x12\x17\n\ndimensions\x18\x03 \x01(\rH\x00\x88\x01\x01\x12\x16\n\tnormalize\x18\x04 \x01(\x08H\x01\x88\x01\x01\x12\x17\n\nactivation\x18\x05 \x01(\x08H\x02\x88\x01\x01\x12\x1e\n\x16num_instruction_tokens\x18\x06 \x01(\rB\r\n\x0b_dimensionsB\x0c\n\n_normalizeB\r\n\x0b_activation\"\"\n\rTokenSequence\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\"G\n\x05\x41\x62ort\x12\x0e\n\x06handle\x18\x01 \x01(\r\x12\x1b\n\x0esequence_index\x18\x02 \x01(\rH\x00\x88\x01\x01\x42\x11\n\x0f_sequence_index\"\x07\n\x05Renew\";\n\x0bTensorChunk\x12\x0e\n\x06\x64igest\x18\x01 \x01(\x0c\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\".\n\x0bMediaWanted\x12\x0e\n\x06handle\x18\x01 \x01(\r\x12\x0f\n\x07\x64igests\x18\x02 \x03(\x0c\" \n\x0bMediaCredit\x12\x11\n\tnum_bytes\x18\x01 \x01(\x04\"\x1a\n\x08\x41\x63\x63\x65pted\x12\x0e\n\x06handle\x18\x01 \x01(\r\"\x92\x01\n\x08Rejected\x12\x0e\n\x06handle\x18\x01 \x01(\r\x12\'\n\x06reason\x18\x02 \x01(\x0e\x32\x17.forebay.v1.ErrorReason\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x0c\n\x04\x63ode\x18\x04 \x01(\r\x12\x1b\n\x0eretry_after_ms\x18\x05 \x01(\x04H\x00\x88\x01\x01\x42\x11\n\x0f_retry_after_ms\".\n\x07\x41\x62orted\x12\x0e\n\x06handle\x18\x01 \x01(\r\x12\x13\n\x0bwas_running\x18\x02 \x01(\x08\"\n\n\x08\x44raining\"\x87\x04\n\tStepFrame\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\x0f\n\x07handles\x18\x02 \x03(\r\x12\x0e\n\x06\x65pochs\x18\x03 \x03(\r\x12\x18\n\x10sequence_indexes\x18\x04 \x03(\r\x12\x15\n\rtoken_indexes\x18\x05 \x03(\r\x12\x12\n\nnum_tokens\x18\x06 \x03(\r\x12\x11\n\ttoken_ids\x18\x07 \x03(\r\x12\x35\n\x08\x66inishes\x18\x08 \x03(\x0b\x32#.forebay.executor.v1.SequenceFinish\x12\x34\n\x08logprobs\x18\t \x03(\x0b\x32\".forebay.executor.v1.TokenLogprobs\x12<\n\x0fprompt_logprobs\x18\n \x03(\x0b\x32#.forebay.executor.v1.PromptLogprobs\x12\'\n\x04load\x18\x0b \x01(\x0b\x32\x19.forebay.executor.v1.Load\x12\x36\n\x0c\x63\x61\x63he_events\x18\x0c \x01(\x0b\x32 .forebay.executor.v1.CacheEvents\x12\x33\n\x0bprefix_hits\x18\r \x03(\x0b\x32\x1e.forebay.executor.v1.PrefixHit\x12\x32\n\x06pooled\x18\x0e \x03(\x0b\x32\".forebay.executor.v1.PoolingOutput\"\x8a\x01\n\rPoolingOutput\x12\x0e\n\x06handle\x18\x01 \x01(\r\x12\r\n\x05\x65poch\x18\x02 \x01(\r\x12\x11\n\tfirst_row\x18\x03 \x01(\r\x12\x10\n\x08num_rows\x18\x04 \x01(\r\x12\x13\n\x0bnum_columns\x18\x05 \x01(\r\x12\x0e\n\x06values\x18\x06 \x01(\x0c\x12\x10\n\x08\x66inished\x18\x07 \x01(\x08\"\xb0\x01\n\x0eSequenceFinish\x12\x0e\n\x06handle\x18\x01 \x01(\r\x12\r\n\x05\x65poch\x18\x02 \x01(\r\x12\x16\n\x0esequence_index\x18\x03 \x01(\r\x12\x39\n\x06reason\x18\x04 \x01(\x0e\x32).forebay.executor.v1.SequenceFinishReason\x12\x1a\n\rstop_token_id\x18\x05 \x01(\rH\x00\x88\x01\x01\x42\x10\n\x0e_stop_token_id\"\x92\x01\n\rTokenLogprobs\x12\x0e\n\x06handle\x18\x01 \x01(\r\x12\x16\n\x0esequence_index\x18\x02 \x01(\r\x12\x13\n\x0btoken_index\x18\x03 \x01(\r\x12\x0f\n\x07logprob\x18\x04 \x01(\x02\x12\x0c\n\x04rank\x18\x05 \x01(\r\x12\x0f\n\x07top_ids\x18\x06 \x03(\r\x12\x14\n\x0ctop_logprobs\x18\x07 \x03(\x02\"\xa0\x01\n\x0ePromptLogprobs\x12\x0e\n\x06handle\x18\x01 \x01(\r\x12\r\n\x05\x65poch\x18\x02 \x01(\r\x12\x16\n\x0e\x66irst_position\x18\x03 \x01(\r\x12\x10\n\x08logprobs\x18\x04 \x03(\x02\x12\r\n\x05ranks\x18\x05 \x03(\r\x12\x0f\n\x07top_ids\x18\x06 \x03(\r\x12\x14\n\x0ctop_logprobs\x18\x07 \x03(\x02\x12\x0f\n\x07num_top\x18\x08 \x01(\r\"\x92\x01\n\x04Load\x12\x13\n\x0bnum_running\x18\x01 \x01(\r\x12\x13\n\x0bnum_waiting\x18\x02 \x01(\r\x12\x17\n\x0fnum_used_blocks\x18\x03 \x01(\r\x12\x12\n\nnum_blocks\x18\x04 \x01(\r\x12\x17\n\x0fnum_preemptions\x18\x05 \x01(\x04\x12\x1a\n\x12num_waiting_tokens\x18\x06 \x01(\x04\".\n\x0b\x43\x61\x63heEvents\x12\x0e\n\x06stored\x18\x01 \x03(\x06\x12\x0f\n\x07removed\x18\x02 \x03(\x06\"/\n\tPrefixHit\x12\x0e\n\x06handle\x18\x01 \x01(\r\x12\x12\n\nnum_tokens\x18\x02 \x01(\r*\x82\x01\n\x14SequenceFinishReason\x12&\n\"SEQUENCE_FINISH_REASON_UNSPECIFIED\x10\x00\x12\x1f\n\x1bSEQUENCE_FINISH_REASON_STOP\x10\x01\x12!\n\x1dSEQUENCE_FINISH_REASON_LENGTH\x10\x02\x32k\n\x0f\x45xecutorService\x12X\n\x07Session\x12#.forebay.executor.v1.SessionRequest\x1a$.forebay.executor.v1.SessionResponse(\x01\x30\x01\x42?Z=github.com/forebay/forebay/gen/forebay/executor/v1;executorv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,56 +35,66 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'forebay.executor.v1.executo
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'Z=github.com/forebay/forebay/gen/forebay/executor/v1;executorv1'
-  _globals['_SEQUENCEFINISHREASON']._serialized_start=4228
-  _globals['_SEQUENCEFINISHREASON']._serialized_end=4358
-  _globals['_SESSIONREQUEST']._serialized_start=109
-  _globals['_SESSIONREQUEST']._serialized_end=315
-  _globals['_SESSIONRESPONSE']._serialized_start=318
-  _globals['_SESSIONRESPONSE']._serialized_end=642
-  _globals['_FINGERPRINT']._serialized_start=644
-  _globals['_FINGERPRINT']._serialized_end=752
-  _globals['_HELLO']._serialized_start=754
-  _globals['_HELLO']._serialized_end=837
-  _globals['_WELCOME']._serialized_start=840
-  _globals['_WELCOME']._serialized_end=1244
-  _globals['_SUBMIT']._serialized_start=1247
-  _globals['_SUBMIT']._serialized_end=1597
-  _globals['_RESUMEDSEQUENCE']._serialized_start=1599
-  _globals['_RESUMEDSEQUENCE']._serialized_end=1677
-  _globals['_SAMPLINGPARAMS']._serialized_start=1680
-  _globals['_SAMPLINGPARAMS']._serialized_end=2241
-  _globals['_POOLINGPARAMS']._serialized_start=2244
-  _globals['_POOLINGPARAMS']._serialized_end=2470
-  _globals['_TOKENSEQUENCE']._serialized_start=2472
-  _globals['_TOKENSEQUENCE']._serialized_end=2506
-  _globals['_ABORT']._serialized_start=2508
-  _globals['_ABORT']._serialized_end=2579
-  _globals['_RENEW']._serialized_start=2581
-  _globals['_RENEW']._serialized_end=2588
-  _globals['_ACCEPTED']._serialized_start=2590
-  _globals['_ACCEPTED']._serialized_end=2616
-  _globals['_REJECTED']._serialized_start=2619
-  _globals['_REJECTED']._serialized_end=2765
-  _globals['_ABORTED']._serialized_start=2767
-  _globals['_ABORTED']._serialized_end=2813
-  _globals['_DRAINING']._serialized_start=2815
-  _globals['_DRAINING']._serialized_end=2825
-  _globals['_STEPFRAME']._serialized_start=2828
-  _globals['_STEPFRAME']._serialized_end=3347
-  _globals['_POOLINGOUTPUT']._serialized_start=3350
-  _globals['_POOLINGOUTPUT']._serialized_end=3488
-  _globals['_SEQUENCEFINISH']._serialized_start=3491
-  _globals['_SEQUENCEFINISH']._serialized_end=3667
-  _globals['_TOKENLOGPROBS']._serialized_start=3670
-  _globals['_TOKENLOGPROBS']._serialized_end=3816
-  _globals['_PROMPTLOGPROBS']._serialized_start=3819
-  _globals['_PROMPTLOGPROBS']._serialized_end=3979
-  _globals['_LOAD']._serialized_start=3982
-  _globals['_LOAD']._serialized_end=4128
-  _globals['_CACHEEVENTS']._serialized_start=4130
-  _globals['_CACHEEVENTS']._serialized_end=4176
-  _globals['_PREFIXHIT']._serialized_start=4178
-  _globals['_PREFIXHIT']._serialized_end=4225
-  _globals['_EXECUTORSERVICE']._serialized_start=4360
-  _globals['_EXECUTORSERVICE']._serialized_end=4467
+  _globals['_SEQUENCEFINISHREASON']._serialized_start=4973
+  _globals['_SEQUENCEFINISHREASON']._serialized_end=5103
+  _globals['_SESSIONREQUEST']._serialized_start=133
+  _globals['_SESSIONREQUEST']._serialized_end=390
+  _globals['_SESSIONRESPONSE']._serialized_start=393
+  _globals['_SESSIONRESPONSE']._serialized_end=833
+  _globals['_FINGERPRINT']._serialized_start=835
+  _globals['_FINGERPRINT']._serialized_end=943
+  _globals['_HELLO']._serialized_start=945
+  _globals['_HELLO']._serialized_end=1028
+  _globals['_WELCOME']._serialized_start=1031
+  _globals['_WELCOME']._serialized_end=1507
+  _globals['_SUBMIT']._serialized_start=1510
+  _globals['_SUBMIT']._serialized_end=1953
+  _globals['_MEDIAITEM']._serialized_start=1956
+  _globals['_MEDIAITEM']._serialized_end=2115
+  _globals['_TENSORHEADER']._serialized_start=2117
+  _globals['_TENSORHEADER']._serialized_end=2199
+  _globals['_RESUMEDSEQUENCE']._serialized_start=2201
+  _globals['_RESUMEDSEQUENCE']._serialized_end=2279
+  _globals['_SAMPLINGPARAMS']._serialized_start=2282
+  _globals['_SAMPLINGPARAMS']._serialized_end=2843
+  _globals['_POOLINGPARAMS']._serialized_start=2846
+  _globals['_POOLINGPARAMS']._serialized_end=3072
+  _globals['_TOKENSEQUENCE']._serialized_start=3074
+  _globals['_TOKENSEQUENCE']._serialized_end=3108
+  _globals['_ABORT']._serialized_start=3110
+  _globals['_ABORT']._serialized_end=3181
+  _globals['_RENEW']._serialized_start=3183
+  _globals['_RENEW']._serialized_end=3190
+  _globals['_TENSORCHUNK']._serialized_start=3192
+  _globals['_TENSORCHUNK']._serialized_end=3251
+  _globals['_MEDIAWANTED']._serialized_start=3253
+  _globals['_MEDIAWANTED']._serialized_end=3299
+  _globals['_MEDIACREDIT']._serialized_start=3301
+  _globals['_MEDIACREDIT']._serialized_end=3333
+  _globals['_ACCEPTED']._serialized_start=3335
+  _globals['_ACCEPTED']._serialized_end=3361
+  _globals['_REJECTED']._serialized_start=3364
+  _globals['_REJECTED']._serialized_end=3510
+  _globals['_ABORTED']._serialized_start=3512
+  _globals['_ABORTED']._serialized_end=3558
+  _globals['_DRAINING']._serialized_start=3560
+  _globals['_DRAINING']._serialized_end=3570
+  _globals['_STEPFRAME']._serialized_start=3573
+  _globals['_STEPFRAME']._serialized_end=4092
+  _globals['_POOLINGOUTPUT']._serialized_start=4095
+  _globals['_POOLINGOUTPUT']._serialized_end=4233
+  _globals['_SEQUENCEFINISH']._serialized_start=4236
+  _globals['_SEQUENCEFINISH']._serialized_end=4412
+  _globals['_TOKENLOGPROBS']._serialized_start=4415
+  _globals['_TOKENLOGPROBS']._serialized_end=4561
+  _globals['_PROMPTLOGPROBS']._serialized_start=4564
+  _globals['_PROMPTLOGPROBS']._serialized_end=4724
+  _globals['_LOAD']._serialized_start=4727
+  _globals['_LOAD']._serialized_end=4873
+  _globals['_CACHEEVENTS']._serialized_start=4875
+  _globals['_CACHEEVENTS']._serialized_end=4921
+  _globals['_PREFIXHIT']._serialized_start=4923
+  _globals['_PREFIXHIT']._serialized_end=4970
+  _globals['_EXECUTORSERVICE']._serialized_start=5105
+  _globals['_EXECUTORSERVICE']._serialized_end=5212
 # @@protoc_insertion_point(module_scope)

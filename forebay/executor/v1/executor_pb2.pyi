@@ -1,4 +1,5 @@
 from forebay.v1 import errors_pb2 as _errors_pb2
+from forebay.v1 import media_pb2 as _media_pb2
 from forebay.v1 import model_pb2 as _model_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
@@ -19,32 +20,38 @@ SEQUENCE_FINISH_REASON_STOP: SequenceFinishReason
 SEQUENCE_FINISH_REASON_LENGTH: SequenceFinishReason
 
 class SessionRequest(_message.Message):
-    __slots__ = ("hello", "submit", "abort", "renew")
+    __slots__ = ("hello", "submit", "abort", "renew", "chunk")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     SUBMIT_FIELD_NUMBER: _ClassVar[int]
     ABORT_FIELD_NUMBER: _ClassVar[int]
     RENEW_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     submit: Submit
     abort: Abort
     renew: Renew
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., submit: _Optional[_Union[Submit, _Mapping]] = ..., abort: _Optional[_Union[Abort, _Mapping]] = ..., renew: _Optional[_Union[Renew, _Mapping]] = ...) -> None: ...
+    chunk: TensorChunk
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., submit: _Optional[_Union[Submit, _Mapping]] = ..., abort: _Optional[_Union[Abort, _Mapping]] = ..., renew: _Optional[_Union[Renew, _Mapping]] = ..., chunk: _Optional[_Union[TensorChunk, _Mapping]] = ...) -> None: ...
 
 class SessionResponse(_message.Message):
-    __slots__ = ("welcome", "accepted", "rejected", "step", "aborted", "draining")
+    __slots__ = ("welcome", "accepted", "rejected", "step", "aborted", "draining", "media_wanted", "media_credit")
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     ACCEPTED_FIELD_NUMBER: _ClassVar[int]
     REJECTED_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     ABORTED_FIELD_NUMBER: _ClassVar[int]
     DRAINING_FIELD_NUMBER: _ClassVar[int]
+    MEDIA_WANTED_FIELD_NUMBER: _ClassVar[int]
+    MEDIA_CREDIT_FIELD_NUMBER: _ClassVar[int]
     welcome: Welcome
     accepted: Accepted
     rejected: Rejected
     step: StepFrame
     aborted: Aborted
     draining: Draining
-    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., accepted: _Optional[_Union[Accepted, _Mapping]] = ..., rejected: _Optional[_Union[Rejected, _Mapping]] = ..., step: _Optional[_Union[StepFrame, _Mapping]] = ..., aborted: _Optional[_Union[Aborted, _Mapping]] = ..., draining: _Optional[_Union[Draining, _Mapping]] = ...) -> None: ...
+    media_wanted: MediaWanted
+    media_credit: MediaCredit
+    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., accepted: _Optional[_Union[Accepted, _Mapping]] = ..., rejected: _Optional[_Union[Rejected, _Mapping]] = ..., step: _Optional[_Union[StepFrame, _Mapping]] = ..., aborted: _Optional[_Union[Aborted, _Mapping]] = ..., draining: _Optional[_Union[Draining, _Mapping]] = ..., media_wanted: _Optional[_Union[MediaWanted, _Mapping]] = ..., media_credit: _Optional[_Union[MediaCredit, _Mapping]] = ...) -> None: ...
 
 class Fingerprint(_message.Message):
     __slots__ = ("model_digest", "tokenizer_digest", "processor_version", "vocab_size")
@@ -67,7 +74,7 @@ class Hello(_message.Message):
     def __init__(self, frontend_id: _Optional[str] = ..., fingerprint: _Optional[_Union[Fingerprint, _Mapping]] = ...) -> None: ...
 
 class Welcome(_message.Message):
-    __slots__ = ("executor_id", "fingerprint", "lease_ms", "max_model_len", "architecture", "dtype", "eos_token_ids", "block_size", "num_blocks", "max_num_seqs", "prefix_caching", "tasks", "embedding_size", "num_classes", "num_token_types")
+    __slots__ = ("executor_id", "fingerprint", "lease_ms", "max_model_len", "architecture", "dtype", "eos_token_ids", "block_size", "num_blocks", "max_num_seqs", "prefix_caching", "tasks", "embedding_size", "num_classes", "num_token_types", "media_kinds", "media_window_bytes")
     EXECUTOR_ID_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     LEASE_MS_FIELD_NUMBER: _ClassVar[int]
@@ -83,6 +90,8 @@ class Welcome(_message.Message):
     EMBEDDING_SIZE_FIELD_NUMBER: _ClassVar[int]
     NUM_CLASSES_FIELD_NUMBER: _ClassVar[int]
     NUM_TOKEN_TYPES_FIELD_NUMBER: _ClassVar[int]
+    MEDIA_KINDS_FIELD_NUMBER: _ClassVar[int]
+    MEDIA_WINDOW_BYTES_FIELD_NUMBER: _ClassVar[int]
     executor_id: str
     fingerprint: Fingerprint
     lease_ms: int
@@ -98,10 +107,12 @@ class Welcome(_message.Message):
     embedding_size: int
     num_classes: int
     num_token_types: int
-    def __init__(self, executor_id: _Optional[str] = ..., fingerprint: _Optional[_Union[Fingerprint, _Mapping]] = ..., lease_ms: _Optional[int] = ..., max_model_len: _Optional[int] = ..., architecture: _Optional[str] = ..., dtype: _Optional[_Union[_model_pb2.ModelDtype, str]] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., block_size: _Optional[int] = ..., num_blocks: _Optional[int] = ..., max_num_seqs: _Optional[int] = ..., prefix_caching: _Optional[bool] = ..., tasks: _Optional[_Iterable[_Union[_model_pb2.ModelTask, str]]] = ..., embedding_size: _Optional[int] = ..., num_classes: _Optional[int] = ..., num_token_types: _Optional[int] = ...) -> None: ...
+    media_kinds: _containers.RepeatedScalarFieldContainer[_media_pb2.MediaKind]
+    media_window_bytes: int
+    def __init__(self, executor_id: _Optional[str] = ..., fingerprint: _Optional[_Union[Fingerprint, _Mapping]] = ..., lease_ms: _Optional[int] = ..., max_model_len: _Optional[int] = ..., architecture: _Optional[str] = ..., dtype: _Optional[_Union[_model_pb2.ModelDtype, str]] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., block_size: _Optional[int] = ..., num_blocks: _Optional[int] = ..., max_num_seqs: _Optional[int] = ..., prefix_caching: _Optional[bool] = ..., tasks: _Optional[_Iterable[_Union[_model_pb2.ModelTask, str]]] = ..., embedding_size: _Optional[int] = ..., num_classes: _Optional[int] = ..., num_token_types: _Optional[int] = ..., media_kinds: _Optional[_Iterable[_Union[_media_pb2.MediaKind, str]]] = ..., media_window_bytes: _Optional[int] = ...) -> None: ...
 
 class Submit(_message.Message):
-    __slots__ = ("handle", "epoch", "prompt_token_ids", "sampling", "priority", "timeout_ms", "resumed", "cache_salt", "encoder_token_ids", "pooling")
+    __slots__ = ("handle", "epoch", "prompt_token_ids", "sampling", "priority", "timeout_ms", "resumed", "cache_salt", "encoder_token_ids", "pooling", "media", "positions", "num_position_axes")
     HANDLE_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
@@ -112,6 +123,9 @@ class Submit(_message.Message):
     CACHE_SALT_FIELD_NUMBER: _ClassVar[int]
     ENCODER_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     POOLING_FIELD_NUMBER: _ClassVar[int]
+    MEDIA_FIELD_NUMBER: _ClassVar[int]
+    POSITIONS_FIELD_NUMBER: _ClassVar[int]
+    NUM_POSITION_AXES_FIELD_NUMBER: _ClassVar[int]
     handle: int
     epoch: int
     prompt_token_ids: _containers.RepeatedScalarFieldContainer[int]
@@ -122,7 +136,34 @@ class Submit(_message.Message):
     cache_salt: bytes
     encoder_token_ids: _containers.RepeatedScalarFieldContainer[int]
     pooling: PoolingParams
-    def __init__(self, handle: _Optional[int] = ..., epoch: _Optional[int] = ..., prompt_token_ids: _Optional[_Iterable[int]] = ..., sampling: _Optional[_Union[SamplingParams, _Mapping]] = ..., priority: _Optional[int] = ..., timeout_ms: _Optional[int] = ..., resumed: _Optional[_Iterable[_Union[ResumedSequence, _Mapping]]] = ..., cache_salt: _Optional[bytes] = ..., encoder_token_ids: _Optional[_Iterable[int]] = ..., pooling: _Optional[_Union[PoolingParams, _Mapping]] = ...) -> None: ...
+    media: _containers.RepeatedCompositeFieldContainer[MediaItem]
+    positions: _containers.RepeatedScalarFieldContainer[int]
+    num_position_axes: int
+    def __init__(self, handle: _Optional[int] = ..., epoch: _Optional[int] = ..., prompt_token_ids: _Optional[_Iterable[int]] = ..., sampling: _Optional[_Union[SamplingParams, _Mapping]] = ..., priority: _Optional[int] = ..., timeout_ms: _Optional[int] = ..., resumed: _Optional[_Iterable[_Union[ResumedSequence, _Mapping]]] = ..., cache_salt: _Optional[bytes] = ..., encoder_token_ids: _Optional[_Iterable[int]] = ..., pooling: _Optional[_Union[PoolingParams, _Mapping]] = ..., media: _Optional[_Iterable[_Union[MediaItem, _Mapping]]] = ..., positions: _Optional[_Iterable[int]] = ..., num_position_axes: _Optional[int] = ...) -> None: ...
+
+class MediaItem(_message.Message):
+    __slots__ = ("kind", "digest", "tensors", "span_starts", "span_lengths")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    TENSORS_FIELD_NUMBER: _ClassVar[int]
+    SPAN_STARTS_FIELD_NUMBER: _ClassVar[int]
+    SPAN_LENGTHS_FIELD_NUMBER: _ClassVar[int]
+    kind: _media_pb2.MediaKind
+    digest: bytes
+    tensors: _containers.RepeatedCompositeFieldContainer[TensorHeader]
+    span_starts: _containers.RepeatedScalarFieldContainer[int]
+    span_lengths: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, kind: _Optional[_Union[_media_pb2.MediaKind, str]] = ..., digest: _Optional[bytes] = ..., tensors: _Optional[_Iterable[_Union[TensorHeader, _Mapping]]] = ..., span_starts: _Optional[_Iterable[int]] = ..., span_lengths: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class TensorHeader(_message.Message):
+    __slots__ = ("name", "dtype", "shape")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    SHAPE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    dtype: _media_pb2.TensorType
+    shape: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, name: _Optional[str] = ..., dtype: _Optional[_Union[_media_pb2.TensorType, str]] = ..., shape: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class ResumedSequence(_message.Message):
     __slots__ = ("sequence_index", "token_ids", "finished")
@@ -211,6 +252,30 @@ class Abort(_message.Message):
 class Renew(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class TensorChunk(_message.Message):
+    __slots__ = ("digest", "offset", "data")
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    digest: bytes
+    offset: int
+    data: bytes
+    def __init__(self, digest: _Optional[bytes] = ..., offset: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class MediaWanted(_message.Message):
+    __slots__ = ("handle", "digests")
+    HANDLE_FIELD_NUMBER: _ClassVar[int]
+    DIGESTS_FIELD_NUMBER: _ClassVar[int]
+    handle: int
+    digests: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, handle: _Optional[int] = ..., digests: _Optional[_Iterable[bytes]] = ...) -> None: ...
+
+class MediaCredit(_message.Message):
+    __slots__ = ("num_bytes",)
+    NUM_BYTES_FIELD_NUMBER: _ClassVar[int]
+    num_bytes: int
+    def __init__(self, num_bytes: _Optional[int] = ...) -> None: ...
 
 class Accepted(_message.Message):
     __slots__ = ("handle",)
