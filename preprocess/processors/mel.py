@@ -13,6 +13,7 @@ _MAX_FREQUENCY = 8000.0  # of the filters, whatever the sample rate
 _KNEE, _LINEAR_STEP = 1000.0, 200.0 / 3  # the mel scale of Slaney (1998) is linear up to 1 kHz, and logarithmic beyond
 _LOG_STEP = np.log(6.4) / 27
 _LEAST_POWER = 1e-10
+_BLOCK = 4096  # frames at once: a frame overlaps the next ones, and a long clip would fill the memory
 _RANGE = 8.0  # in powers of ten below the loudest
 
 
@@ -33,14 +34,18 @@ class MelSettings:
         """
         half = self.n_fft // 2
         assert len(samples) > half
-        padded = np.pad(samples.astype(np.float64), half, mode="reflect")
+        padded = np.pad(samples, half, mode="reflect")
         frames = np.lib.stride_tricks.sliding_window_view(padded, self.n_fft)[:: self.hop_length][:-1]
-        spectrum = np.fft.rfft(frames * _hann(self.n_fft), axis=1)
-        power = spectrum.real**2 + spectrum.imag**2  # (frames, n_fft / 2 + 1)
-        mel = power @ _mel_filters(self.num_mels, self.n_fft, self.sample_rate)
-        logs = np.log10(np.maximum(mel, _LEAST_POWER))
+        blocks = [self._mel(frames[first : first + _BLOCK]) for first in range(0, len(frames), _BLOCK)]
+        logs = np.log10(np.maximum(np.concatenate(blocks), _LEAST_POWER))
         logs = np.maximum(logs, logs.max() - _RANGE)
         return np.ascontiguousarray(((logs + 4) / 4).T, np.float32)
+
+    def _mel(self, frames: np.ndarray) -> np.ndarray:
+        """frames (F, n_fft) -> power (F, num_mels)."""
+        spectrum = np.fft.rfft(frames.astype(np.float64) * _hann(self.n_fft), axis=1)
+        power = spectrum.real**2 + spectrum.imag**2  # (F, n_fft / 2 + 1)
+        return power @ _mel_filters(self.num_mels, self.n_fft, self.sample_rate)
 
 
 def read_mel(settings: Settings, num_mels: int) -> MelSettings:

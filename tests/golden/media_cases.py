@@ -1,16 +1,17 @@
-"""Goldens of multimodal models: their pictures, and their prompts as the checkpoint's processor encodes them."""
+"""Goldens of multimodal models: their pictures and clips, and their prompts as the checkpoint's processor encodes them."""
 
 from __future__ import annotations
 
 import base64
 import io
+import wave
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image as PilImages
 
-from preprocess.media.decoded import Embeddings, Image
+from preprocess.media.decoded import Audio, Embeddings, Image
 from preprocess.media_item import EncodedPrompt, MediaItem
 from preprocess.processors.processor import Processor, PromptText
 from preprocess.processors.registry import load_processor
@@ -46,23 +47,34 @@ def images_of(case: dict[str, Any]) -> list[Image]:
     return [Image(PilImages.open(io.BytesIO(base64.b64decode(data)))) for data in case.get("images") or []]
 
 
+def clips_of(case: dict[str, Any]) -> list[Audio]:
+    """The clips of a case."""
+    clips = []
+    for data in case.get("audios") or []:
+        with wave.open(io.BytesIO(base64.b64decode(data))) as file:
+            samples = np.frombuffer(file.readframes(file.getnframes()), "<i2").astype(np.float32) / 32768
+            clips.append(Audio(samples, file.getframerate()))
+    return clips
+
+
 def items_of(processor: Processor, case: dict[str, Any]) -> list[MediaItem]:
-    """The items of a case's pictures, or of its embeddings."""
-    if "image_embeds" in case:
-        return processor.accept(embeddings_of(case))
-    images = images_of(case)
-    return [processor.prepare(image, len(images)) for image in images]
+    """The items of a case's pictures or clips, or of its embeddings."""
+    for modality in ("image", "audio"):
+        if f"{modality}_embeds" in case:
+            return processor.accept(embeddings_of(case, modality))
+    media = images_of(case) or clips_of(case)
+    return [processor.prepare(one, len(media)) for one in media]
 
 
-def embeddings_of(case: dict[str, Any]) -> Embeddings:
+def embeddings_of(case: dict[str, Any], modality: str = "image") -> Embeddings:
     """The precomputed embeddings of a case."""
-    given = case["image_embeds"]
+    given = case[f"{modality}_embeds"]
     arrays = [
         np.frombuffer(base64.b64decode(one["base64"]), _DTYPES[one["dtype"]]).reshape(one["shape"])
         for one in (given if isinstance(given, list) else [given])
     ]
     extras = {name: np.array(case[name], np.int64) for name in ("image_sizes", "image_grid_thw") if name in case}
-    return Embeddings("image", tuple(arrays), extras)
+    return Embeddings(modality, tuple(arrays), extras)
 
 
 def prompt_text(text: str, tokenizer: TextTokenizer, *, adds_special_tokens: bool = True) -> PromptText:

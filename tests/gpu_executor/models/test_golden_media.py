@@ -16,7 +16,7 @@ from tests.golden.media_cases import encode_case, media_golden, processor_of
 from tests.gpu_executor.models.test_golden import engine_of
 
 GENERATING = (
-    "H2OVLChatModel", "InternVLChatModel", "InternVLChatModel-qwen2", "MiniCPMV", "MiniCPMV-2.5", "NVLM_D_Model",
+    "H2OVLChatModel", "InternVLChatModel", "InternVLChatModel-qwen2", "MiniCPMV", "MiniCPMV-2.5", "NVLM_D_Model", "UltravoxModel",
 )  # fmt: skip
 
 
