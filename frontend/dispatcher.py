@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from forebay.errors import FailedPrecondition, ForebayError, NotOffered, Unavailable
 from forebay.executor.v1 import executor_pb2 as wire
 from forebay.v1.errors_pb2 import ErrorReason
-from forebay.v1.model_pb2 import MODEL_TASK_GENERATE, ModelTask
+from forebay.v1.model_pb2 import MODEL_TASK_GENERATE, ModelDtype, ModelTask
 from frontend import resolver, router
 from frontend.executor_client import ExecutorClient, SessionSettings
 from frontend.flight import Flight
@@ -53,6 +53,11 @@ class ModelFacts:
             num_classes=welcome.num_classes,
             num_token_types=welcome.num_token_types,
         )
+
+    @property
+    def float_dtype(self) -> str:
+        """The number format that the model computes in, in which tensors of media travel."""
+        return ModelDtype.Name(self.dtype).removeprefix("MODEL_DTYPE_").lower() if self.dtype else "float32"
 
     def check_task(self, task: int) -> None:
         """Raises NotOffered, naming what the model does, unless it does this."""
@@ -156,8 +161,7 @@ class Dispatcher:
         differing = [
             name
             for name in ("model_digest", "tokenizer_digest", "processor_version", "vocab_size")
-            if (a := getattr(ours, name)) != (b := getattr(theirs, name))
-            and (name == "model_digest" or (a and b))
+            if (a := getattr(ours, name)) != (b := getattr(theirs, name)) and (name == "model_digest" or (a and b))
         ]
         if differing:
             raise FailedPrecondition(f"frontend and executor differ in {', '.join(differing)}")

@@ -151,7 +151,10 @@ class GenerationService:
         # What is cut may be long, and so may an encoder's input, whose limit is another: the executor knows it.
         limited = decoder_token_ids is None and not request.sampling.HasField("truncate_prompt_tokens")
         limit = facts.max_model_len if limited else None
-        token_ids = _truncated(await self._threads.encode(request.prompt, max_tokens=limit), request.sampling)
+        prompt = await self._threads.encode(
+            request.prompt, max_tokens=limit, cut=_cut(request.sampling), float_dtype=facts.float_dtype
+        )
+        token_ids = prompt.token_ids
         check_token_ids(token_ids, facts.vocab_size, "prompt")
         encoder_token_ids: list[int] = []
         if decoder_token_ids is not None:
@@ -186,6 +189,8 @@ class GenerationService:
             priority=scope.priority,
             deadline=scope.deadline,
             encoder_token_ids=encoder_token_ids,
+            media=prompt.media,
+            positions=prompt.positions,
         )
         output.awaits_prompt_logprobs = flight.awaits_prompt_logprobs
         return Generation(scope.request_id, flight, output)
@@ -205,17 +210,17 @@ async def _send_headers(context: grpc.aio.ServicerContext) -> None:
         raise
 
 
-def _truncated(token_ids: list[int], sampling: Any) -> list[int]:
-    """The prompt's last truncate_prompt_tokens ids, if that is set."""
+def _cut(sampling: Any) -> int | None:
+    """How many of the prompt's tokens to keep; None keeps all."""
     if not sampling.HasField("truncate_prompt_tokens"):
-        return token_ids
+        return None
     if not sampling.truncate_prompt_tokens:
         raise InvalidRequest(
             "truncate_prompt_tokens is 0; it must be at least 1",
             ErrorReason.ERROR_REASON_SAMPLING_OUT_OF_RANGE,
             fields=(("sampling.truncate_prompt_tokens", "must be at least 1"),),
         )
-    return token_ids[-sampling.truncate_prompt_tokens :]
+    return sampling.truncate_prompt_tokens
 
 
 def _sequence(delta: api.SequenceDelta) -> api.GeneratedSequence:

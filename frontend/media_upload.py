@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 from collections import deque
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Iterable
+from typing import Any
 
 from forebay.executor.v1 import executor_pb2 as wire
-from forebay.media_packing import PackedItem
+from forebay.media_packing import PackedItem, pack
 from forebay.v1.media_pb2 import MediaKind, TensorType
 
 
@@ -33,6 +34,18 @@ class FlightMedia:
             span_starts=[start for start, _ in self.spans],
             span_lengths=[length for _, length in self.spans],
         )
+
+
+def packed_media(placed: Iterable[Any], float_dtype: str) -> tuple[FlightMedia, ...]:
+    """Items in their places (preprocess.media_item.PlacedItem) as a flight takes them; an item that comes twice is packed once."""
+    packed: dict[int, PackedItem] = {}
+    found = []
+    for place in placed:
+        item = place.item
+        if id(item) not in packed:
+            packed[id(item)] = pack(item.modality, item.tensors, float_dtype)
+        found.append(FlightMedia(packed[id(item)], place.spans))
+    return tuple(found)
 
 
 class MediaUploads:

@@ -15,6 +15,7 @@ from forebay.v1 import generation_pb2
 from forebay.v1.errors_pb2 import ErrorReason
 from frontend.dispatcher import Dispatcher, ModelFacts
 from frontend.flight import Flight
+from frontend.media_upload import FlightMedia, packed_media
 from frontend.request_scope import RequestScope
 from frontend.tokenization import PreprocessThreads, check_token_ids
 
@@ -70,7 +71,8 @@ class PoolingCall:
     async def _pool(self, job: PoolingJob, params: wire.PoolingParams) -> Pooled:
         sink = _ResultSink()
         try:
-            flight = self._flight(await self._threads.run(job.encode), params, sink)
+            found, media = await self._threads.run(_encoded, job, self.facts.float_dtype)
+            flight = self._flight(found, media, params, sink)
             try:
                 self._dispatcher.launch(flight)
                 rows = await sink.rows()
@@ -84,7 +86,9 @@ class PoolingCall:
         self._num_cached_tokens += num_cached_tokens
         return Pooled(rows, flight.num_prompt_tokens, num_cached_tokens)
 
-    def _flight(self, found: Any, params: wire.PoolingParams, sink: _ResultSink) -> Flight:
+    def _flight(
+        self, found: Any, media: tuple[FlightMedia, ...], params: wire.PoolingParams, sink: _ResultSink
+    ) -> Flight:
         facts, num_tokens, type_ids = self.facts, len(found.token_ids), found.type_ids
         check_token_ids(found.token_ids, facts.vocab_size, "token_ids")
         if num_tokens > facts.max_model_len:
@@ -100,7 +104,22 @@ class PoolingCall:
         own = wire.PoolingParams(token_type_ids=type_ids, num_instruction_tokens=found.num_instruction_tokens)
         own.MergeFrom(params)
         scope = self._scope
-        return Flight(found.token_ids, None, sink, pooling=own, priority=scope.priority, deadline=scope.deadline)
+        return Flight(
+            found.token_ids,
+            None,
+            sink,
+            pooling=own,
+            priority=scope.priority,
+            deadline=scope.deadline,
+            media=media,
+            positions=() if found.positions is None else found.positions.tolist(),
+        )
+
+
+def _encoded(job: PoolingJob, float_dtype: str) -> tuple[Any, tuple[FlightMedia, ...]]:
+    """What a job's input became, and its media as a flight takes it."""
+    found = job.encode()
+    return found, packed_media(found.media, float_dtype)
 
 
 class _ResultSink:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -14,11 +15,27 @@ from forebay.v1 import prompt_pb2
 from forebay.v1 import tokenizer_pb2 as api
 from forebay.v1.errors_pb2 import ErrorReason
 from frontend.dispatcher import Dispatcher
+from frontend.media_upload import FlightMedia, packed_media
 from frontend.model_catalogue import ServedModel
 
 T = TypeVar("T")
 
 BUSY_RETRY_MS = 200
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ReadyPrompt:
+    """A prompt for a flight: ids, media, and rotary positions, axis by axis, where these are not the tokens' indexes."""
+
+    token_ids: list[int]
+    media: tuple[FlightMedia, ...] = ()
+    positions: Sequence[Sequence[int]] = ()
+
+
+def has_media(prompt: prompt_pb2.Prompt) -> bool:
+    """Whether anything in the prompt is not text."""
+    parts = (part for message in prompt.chat.messages for part in message.content)
+    return bool(prompt.media) or any(part.WhichOneof("kind") == "media" for part in parts)
 
 
 class PreprocessThreads:
@@ -30,11 +47,32 @@ class PreprocessThreads:
         self._max_waiting = max_waiting + num_threads
         self._num_waiting = 0
 
-    async def encode(self, prompt: prompt_pb2.Prompt, *, max_tokens: int | None = None) -> list[int]:
-        """The prompt's token ids. Text that must become more than `max_tokens` is refused before it is tokenized."""
+    async def encode(
+        self,
+        prompt: prompt_pb2.Prompt,
+        *,
+        max_tokens: int | None = None,
+        cut: int | None = None,
+        float_dtype: str = "float32",
+    ) -> ReadyPrompt:
+        """The prompt as executors take it, cut to its last `cut` tokens; the tensors of its media are in `float_dtype`.
+
+        Text that must become more than `max_tokens` is refused before it is tokenized.
+        """
+        if has_media(prompt):
+            return await self.run(self._encode_media, prompt, max_tokens, cut, float_dtype)
         if prompt.WhichOneof("kind") == "token_ids":
-            return self.preprocessor.encode(prompt)  # nothing to compute
-        return await self.run(self.preprocessor.encode, prompt, max_tokens=max_tokens)
+            token_ids = self.preprocessor.encode(prompt)  # nothing to compute
+        else:
+            token_ids = await self.run(self.preprocessor.encode, prompt, max_tokens=max_tokens)
+        return ReadyPrompt(token_ids if cut is None else token_ids[-cut:])
+
+    def _encode_media(
+        self, prompt: prompt_pb2.Prompt, max_tokens: int | None, cut: int | None, float_dtype: str
+    ) -> ReadyPrompt:
+        encoded = self.preprocessor.encode_prompt(prompt, max_tokens=max_tokens).end(cut)
+        positions = () if encoded.positions is None else encoded.positions.tolist()
+        return ReadyPrompt(encoded.token_ids, packed_media(encoded.media, float_dtype), positions)
 
     async def run(self, work: Callable[..., T], *arguments: Any, **options: Any) -> T:
         """Runs the work in a thread; raises what it raises."""
