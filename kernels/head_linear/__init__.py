@@ -1,10 +1,11 @@
-"""Multiplies each head by a matrix of its own; see reference.py for the definition. A Triton kernel.py joins here."""
+"""Multiplies each head by a matrix of its own; see reference.py for the definition."""
 
 from __future__ import annotations
 
 import torch
 
 from kernels.head_linear import cpu, reference
+from kernels.triton_path import use_triton
 
 __all__ = ["head_linear"]
 
@@ -15,4 +16,8 @@ def head_linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         raise ValueError(
             f"head_linear takes x (T, H, Din) and weight (H, Dout, Din), got {tuple(x.shape)}, {tuple(weight.shape)}"
         )
+    if use_triton(x):
+        from kernels.head_linear import kernel
+
+        return kernel.head_linear(x, weight)
     return (cpu if x.is_cpu else reference).head_linear(x, weight)

@@ -10,38 +10,15 @@ for the worst distribution over experts, and a program without rows ends at once
 
 from __future__ import annotations
 
-import dataclasses
-
 import torch
 
 from kernels.activation.kernel import gated
+from kernels.linear.kernel import Tile, block_of_program
 from kernels.row_groups import RowGroups, group_rows
 from kernels.triton_runtime import Specialization, tl, triton, upcast
 
 _SWIZZLE = 8  # tiles of rows that share a column block's weights while these are in the cache
 _COMBINE_BLOCK = 1024
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Tile:
-    """Rows, columns and inner size that a program works on at a time, and what it works with."""
-
-    m: int
-    n: int
-    k: int
-    num_warps: int
-    num_stages: int
-
-
-@triton.jit
-def _place_of_program(num_tiles, num_columns, SWIZZLE: tl.constexpr):
-    """Which tile and which column block this program has: SWIZZLE tiles for each column block in turn."""
-    program = tl.program_id(0)
-    width = SWIZZLE * num_columns
-    first = program // width * SWIZZLE
-    height = tl.minimum(num_tiles - first, SWIZZLE)
-    inner = program % width
-    return first + inner % height, inner // height
 
 
 @triton.jit
@@ -67,7 +44,7 @@ def _gate_up(
     SWIZZLE: tl.constexpr,
 ):
     """x (T, D) rows x_stride apart, weight (E, 2F, D) dense -> h (pairs, F) by expert. Grid: tiles * column blocks of F."""
-    tile, column_block = _place_of_program(num_tiles, tl.cdiv(size, N), SWIZZLE)
+    tile, column_block = block_of_program(num_tiles, tl.cdiv(size, N), SWIZZLE)
     expert = tl.load(tile_groups + tile)
     if expert < 0:
         return
@@ -122,7 +99,7 @@ def _down(
     SWIZZLE: tl.constexpr,
 ):
     """h (pairs, F) by expert, weight (E, D, F) dense -> out (pairs, D) by token. Grid: tiles * column blocks of D."""
-    tile, column_block = _place_of_program(num_tiles, tl.cdiv(hidden_size, N), SWIZZLE)
+    tile, column_block = block_of_program(num_tiles, tl.cdiv(hidden_size, N), SWIZZLE)
     expert = tl.load(tile_groups + tile)
     if expert < 0:
         return
