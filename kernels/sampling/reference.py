@@ -25,6 +25,11 @@ def philox(key: int, c0: np.ndarray, c1: int, c2: int, c3: int = 0) -> np.ndarra
     return np.stack((x0, x1, x2, x3), -1).astype(np.uint32)
 
 
+def uniform(words: np.ndarray) -> np.ndarray:
+    """words (N,) uint32 -> (N,) float32 in (0, 1), both ends left out: 2^23 numbers, each of which float32 holds exactly."""
+    return (words >> np.uint32(9)).astype(np.float32) * np.float32(2**-23) + np.float32(2**-24)
+
+
 def gumbel_noise(token_ids: np.ndarray, seed: int, sequence_index: int, position: int) -> np.ndarray:
     """Gumbel(0, 1) noise of each token id (N,) -> (N,) float32: a function of its arguments alone.
 
@@ -32,12 +37,11 @@ def gumbel_noise(token_ids: np.ndarray, seed: int, sequence_index: int, position
     """
     groups, inverse = np.unique(token_ids >> 2, return_inverse=True)
     words = philox(seed, groups, position, sequence_index)[inverse, token_ids & 3]
-    uniform = (words >> np.uint32(8)).astype(np.float32) * np.float32(2**-24) + np.float32(2**-25)  # in (0, 1)
-    return -np.log(-np.log(uniform))
+    return -np.log(-np.log(uniform(words)))
 
 
 # Largest minus smallest value that gumbel_noise can give: a token further than this below the best can never win.
-NOISE_RANGE = float(-np.log(-np.log(1 - 2**-25)) + np.log(-np.log(2**-25)))
+NOISE_RANGE = float(-np.log(-np.log(1 - 2**-24)) + np.log(-np.log(2**-24)))
 
 
 def filter_logits(logits: torch.Tensor, top_k: int, top_p: float, min_p: float) -> torch.Tensor:

@@ -34,6 +34,15 @@ def test_philox_gives_the_published_vectors() -> None:
     assert [hex(v) for v in got] == ["0x408f276d", "0x41c83b0e", "0xa20bc7c6", "0x6d5451fd"]
 
 
+def test_no_draw_is_so_lucky_that_it_always_wins() -> None:
+    """The largest number drawn once rounded to 1, whose noise is infinite: one token in 2^24 won against any other."""
+    words = np.array([0, 1, 2**31, 2**32 - 2, 2**32 - 1], dtype=np.uint32)
+    drawn = reference.uniform(words)
+    assert drawn.dtype == np.float32 and (drawn > 0).all() and (drawn < 1).all()
+    noise = -np.log(-np.log(drawn))
+    assert noise.max() - noise.min() <= reference.NOISE_RANGE * (1 + 1e-6)
+
+
 rows = st.builds(
     SampleRow,
     temperature=st.sampled_from([0.2, 0.7, 1.0, 1.9]),
