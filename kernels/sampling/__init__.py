@@ -39,8 +39,11 @@ def sample_rows(logits: torch.Tensor, rows: list[SampleRow]) -> list[int]:
     chosen = []
     for i, row in enumerate(rows):
         scaled, candidates = values_np[i] / np.float32(row.temperature), ids_np[i]
-        kept = _num_kept(scaled, row, log_totals[i], everything=len(scaled) == num_tokens)
-        if kept is None:
+        order = np.lexsort((candidates, -scaled))  # of equally likely ones, topk gives any first
+        scaled, candidates = scaled[order], candidates[order]
+        everything = len(scaled) == num_tokens
+        kept = _num_kept(scaled, row, log_totals[i], everything=everything)
+        if kept is None or (not everything and scaled[kept - 1] == scaled[-1]):  # which of those alike are candidates?
             all_values, all_ids = logits[i].sort(descending=True, stable=True)
             scaled, candidates = all_values.cpu().numpy() / np.float32(row.temperature), all_ids.cpu().numpy()
             kept = _num_kept(scaled, row, log_totals[i], everything=True)

@@ -47,12 +47,13 @@ NOISE_RANGE = float(-np.log(-np.log(1 - 2**-24)) + np.log(-np.log(2**-24)))
 def filter_logits(logits: torch.Tensor, top_k: int, top_p: float, min_p: float) -> torch.Tensor:
     """logits (V,), divided by the temperature already -> (V,) with what is filtered out at -inf.
 
-    min_p first, then the k likeliest, then of those the smallest set whose probabilities sum up to top_p.
+    min_p first, then the k likeliest, then of those the smallest set whose probabilities sum up to top_p. Of equally
+    likely ones the lower ids come first.
     """
     if min_p > 0:
         logits = logits.masked_fill(logits < logits.max() + float(np.float32(np.log(min_p))), -torch.inf)
     if 0 < top_k < len(logits):
-        values, ids = logits.topk(top_k)
+        values, ids = (ordered[:top_k] for ordered in logits.sort(descending=True, stable=True))
         logits = torch.full_like(logits, -torch.inf).scatter_(0, ids, values)
     if top_p < 1:
         values, ids = logits.sort(descending=True, stable=True)

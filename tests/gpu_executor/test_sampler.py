@@ -61,14 +61,30 @@ rows = st.builds(
     size=st.sampled_from([3, 97, 1500]),
     spread=st.sampled_from([0.1, 1.0, 6.0]),
     seed=st.integers(0, 99),
+    tied=st.booleans(),
 )
-def test_rows_of_a_batch_get_what_the_definition_gives_each(asked, size, spread, seed) -> None:
+def test_rows_of_a_batch_get_what_the_definition_gives_each(asked, size, spread, seed, tied) -> None:
     logits = torch.randn(len(asked), size, generator=torch.Generator().manual_seed(seed)) * spread
+    if tied:
+        logits = logits.bfloat16().float()  # as a model in bfloat16 gives them: many are equal
     want = [
         reference.sample(logits[i], r.temperature, r.top_k, r.top_p, r.min_p, r.seed, r.sequence_index, r.position)
         for i, r in enumerate(asked)
     ]
     assert sample_rows(logits, asked) == want
+
+
+@pytest.mark.parametrize(("top_k", "top_p"), [(40, 1.0), (600, 1.0), (0, 0.05), (40, 0.5)], ids=str)
+def test_of_equally_likely_tokens_the_lower_ids_are_kept(top_k: int, top_p: float) -> None:
+    logits = torch.zeros(1, 1500)
+    logits[0, 700:] = 1.0
+    best = 40 if top_k == 40 else 600 if top_k else 1500
+    highest = 700 + (best // 2 if top_p == 0.5 else best)
+    for position in range(40):
+        asked = SampleRow(1.0, top_k, top_p, 0.0, 7, 0, position)
+        (token_id,) = sample_rows(logits, [asked])
+        assert 700 <= token_id < min(highest, 1500)
+        assert token_id == reference.sample(logits[0], 1.0, top_k, top_p, 0.0, 7, 0, position)
 
 
 def test_samples_follow_the_distribution() -> None:
