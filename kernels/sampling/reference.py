@@ -99,3 +99,35 @@ def apply_penalties(
         values = logits[seen]
         logits[seen] = torch.where(values > 0, values / repetition, values * repetition)
     logits[output_ids] -= presence + frequency * output_counts
+
+
+def penalize_rows(
+    logits: torch.Tensor,
+    slots: torch.Tensor,
+    prompt_seen: torch.Tensor,
+    output_counts: torch.Tensor,
+    presence: torch.Tensor,
+    frequency: torch.Tensor,
+    repetition: torch.Tensor,
+) -> None:
+    """Changes logits (N, V) in place as apply_penalties does, from tables of all sequences; shapes as in the public call."""
+    ids = torch.arange(logits.shape[1], device=logits.device)
+    rows = slots.long()
+    counts = output_counts[rows]  # (N, V)
+    in_prompt = (prompt_seen[rows][:, ids // 32] >> (ids % 32)) & 1
+    repeated = torch.where(logits > 0, logits / repetition[:, None], logits * repetition[:, None])
+    changed = torch.where((counts > 0) | (in_prompt != 0), repeated, logits)
+    penalty = presence[:, None] + frequency[:, None] * counts
+    logits.copy_(torch.where(counts > 0, changed - penalty, changed))
+
+
+def token_logprobs(
+    logits: torch.Tensor, token_ids: torch.Tensor, num_top: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """logits (N, V), token_ids (N) -> logprobs (N), ranks (N), top_ids (N, n), top_logprobs (N, n); a token of -1 is read as 0."""
+    at = token_ids.clamp(min=0)[:, None]
+    log_total = logits.logsumexp(-1, keepdim=True)
+    chosen = logits.gather(1, at)
+    ranks = (logits > chosen).sum(-1) + 1
+    values, ids = logits.sort(dim=-1, descending=True, stable=True)
+    return (chosen - log_total)[:, 0], ranks, ids[:, :num_top], values[:, :num_top] - log_total
