@@ -11,18 +11,21 @@ from gpu_executor.engine import Engine
 from gpu_executor.media import MediaInput
 from gpu_executor.request import Request, Sampling
 from preprocess.media_item import EncodedPrompt
-from tests.golden.materialize import materialize
-from tests.golden.media_cases import encode_case, media_golden, processor_of
+from tests.golden.materialize import FOLDER, materialize, read_golden
+from tests.golden.media_cases import encode_case, processor_of
 from tests.gpu_executor.models.test_golden import engine_of
 
-GENERATING = (
-    "H2OVLChatModel", "InternVLChatModel", "InternVLChatModel-qwen2", "MiniCPMV", "MiniCPMV-2.5", "NVLM_D_Model", "UltravoxModel",
-)  # fmt: skip
+GOLDENS = {path.stem: read_golden(f"media/{path.stem}") for path in sorted((FOLDER / "media").glob("*.json"))}
+GENERATING = [
+    name
+    for name, golden in GOLDENS.items()
+    if golden["task"] == "generate" and all("prompt" in case for case in golden["cases"])
+]
 
 
 @pytest.fixture(scope="module", params=GENERATING)
 def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
-    golden = media_golden(request.param)
+    golden = GOLDENS[request.param]
     return golden, materialize(golden, tmp_path_factory.mktemp("media"))
 
 
@@ -63,7 +66,10 @@ def check(golden: dict[str, Any], prompts: list[EncodedPrompt], engine: Engine) 
 def test_in_small_chunks_and_with_a_warm_prefix_cache(checkpoint: tuple[dict[str, Any], Path]) -> None:
     golden, folder = checkpoint
     prompts = encode_all(golden, folder)
-    engine = engine_of(folder, max_num_batched_tokens=30, max_prefill_tokens_beside_decode=7, block_size=4)
+    sizes = {"max_num_batched_tokens": 30, "max_prefill_tokens_beside_decode": 7, "block_size": 4}
+    engine = engine_of(
+        folder, max_model_len=golden["files"]["config.json"].get("original_max_position_embeddings"), **sizes
+    )
     for _ in range(2):
         check(golden, prompts, engine)
     engine.scheduler.check()
