@@ -23,7 +23,7 @@ KINDS = {
 }
 _EXTRAS = {"image_grid_thw", "video_grid_thw", "image_sizes"}
 # What PNG keeps as it is, for the server to convert as the model's own processor would.
-_PNG_MODES = ("1", "L", "LA", "P", "RGBA", "I", "I;16")
+_PNG_MODES = ("1", "L", "LA", "P", "RGBA", "I;16")
 
 
 def to_media(data: Mapping[str, Any], field: str) -> list[media_pb2.Media]:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from forebay.flags import setting
 from frontend.resolver import parse_executors
+from preprocess.media.fetch import UrlFetcher
+from preprocess.media.limits import parse_items
 
 MODEL_NAME = re.compile(r"[A-Za-z0-9._/:@-]{1,256}")
 
@@ -45,7 +49,25 @@ class FrontendConfig:
     max_unsent_bytes: int = setting(
         1 << 20, help="output kept for a client that does not read; more ends its call", metavar="BYTES"
     )
-    preprocess_threads: int = setting(2, help="threads that tokenize and render chats")
+    preprocess_threads: int = setting(2, help="threads that tokenize, render chats and make tensors of media")
+
+    limit_mm_per_prompt: str = setting(
+        "",
+        help="how many images, videos and clips of sound a prompt can have (default: image=16,video=4,audio=16)",
+        metavar="image=N,video=N,audio=N",
+    )
+    allowed_media_domains: tuple[str, ...] = setting(
+        (),
+        help="hosts that media is fetched from over https, NAME or *.NAME, comma-separated (default: none, so that clients "
+        "send the bytes)",
+        metavar="NAME,…",
+    )
+    media_workers: int = setting(2, help="processes that decode images, videos and sound")
+    media_cache_bytes: int = setting(
+        512 << 20,
+        help="what is kept of media for requests that have it again: half for files, half for tensors",
+        metavar="BYTES",
+    )
 
     default_timeout_s: float = setting(
         3600.0, help="longest that a request may take, whatever deadline its client sets", metavar="SECONDS"
@@ -73,6 +95,10 @@ class FrontendConfig:
             raise ValueError(f"--port is {self.port}; a port is 0 to 65535")
         for name in ("max_concurrent_requests", "max_concurrent_streams", "max_unsent_bytes", "preprocess_threads"):
             self._check_at_least(name, 1)
+        self._check_at_least("media_workers", 1)
+        self._check_at_least("media_cache_bytes", 0)
+        self._check("limit_mm_per_prompt", parse_items)
+        self._check("allowed_media_domains", UrlFetcher)
         self._check_at_least("max_queue_size", 0)
         self._check_at_least("max_message_bytes", 1024)
         for name in ("drain_grace_s", "executor_wait_s", "executor_stall_s"):
@@ -82,6 +108,12 @@ class FrontendConfig:
         for name in self.served_model_name:
             if not MODEL_NAME.fullmatch(name):
                 raise ValueError(f"--served-model-name {name!r}: letters, digits and . _ / : @ - only, at most 256")
+
+    def _check(self, name: str, parse: Callable[[Any], Any]) -> None:
+        try:
+            parse(getattr(self, name))
+        except ValueError as error:
+            raise ValueError(f"--{name.replace('_', '-')}: {error}") from None
 
     def _check_at_least(self, name: str, least: float) -> None:
         value = getattr(self, name)

@@ -24,6 +24,9 @@ from frontend.logs import set_up_logging
 from frontend.model_catalogue import ServedModel
 from frontend.sampling import resolve_sampling
 from frontend.server import FrontendServer, session_settings
+from preprocess.media.fetch import UrlFetcher
+from preprocess.media.limits import MediaLimits, parse_items
+from preprocess.media.settings import MediaSettings
 from preprocess.preprocessor import Preprocessor
 
 logger = logging.getLogger(__name__)
@@ -61,7 +64,10 @@ def load_model_folder(config: FrontendConfig) -> tuple[Path, ServedModel, wire.F
             config.tokenizer, revision=config.revision, download_dir=config.download_dir, weights=False
         )
     preprocessor = Preprocessor.load(
-        folder, tokenizer_folder=tokenizer_folder, trust_remote_code=config.trust_remote_code
+        folder,
+        tokenizer_folder=tokenizer_folder,
+        trust_remote_code=config.trust_remote_code,
+        media=media_settings(config),
     )
     architecture_config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     architectures = architecture_config.get("architectures") or [""]
@@ -75,6 +81,17 @@ def load_model_folder(config: FrontendConfig) -> tuple[Path, ServedModel, wire.F
         processor_version=PROCESSOR_VERSION,
     )
     return folder, model, fingerprint
+
+
+def media_settings(config: FrontendConfig) -> MediaSettings:
+    """How media is treated; it is always decoded in processes of its own here."""
+    return MediaSettings(
+        MediaLimits(items=parse_items(config.limit_mm_per_prompt)),
+        num_workers=config.media_workers,
+        fetch=UrlFetcher(config.allowed_media_domains) if config.allowed_media_domains else None,
+        item_cache_bytes=config.media_cache_bytes // 2,
+        file_cache_bytes=config.media_cache_bytes // 2,
+    )
 
 
 def stop_on_signals(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:

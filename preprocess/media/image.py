@@ -19,7 +19,7 @@ _UPRIGHT = {
     2: Transpose.FLIP_LEFT_RIGHT, 3: Transpose.ROTATE_180, 4: Transpose.FLIP_TOP_BOTTOM, 5: Transpose.TRANSPOSE,
     6: Transpose.ROTATE_270, 7: Transpose.TRANSVERSE, 8: Transpose.ROTATE_90,
 }  # fmt: skip
-_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "HSV", "I", "F", "I;16")
+MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "HSV", "I", "F", "I;16")
 
 
 def decode_image(data: bytes, format: FileFormat, limits: MediaLimits) -> Image:
@@ -44,7 +44,7 @@ def decode_image(data: bytes, format: FileFormat, limits: MediaLimits) -> Image:
         Exception
     ):  # what decoders raise for files that are wrong has no common kind, and its text is not for clients
         raise undecodable(f"the {format.name} file is damaged or not complete") from None
-    if picture.mode not in _MODES:
+    if picture.mode not in MODES:
         picture = picture.convert("I" if picture.mode.startswith("I;16") else "RGB")
     return Image(picture.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else picture)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 
 from forebay.errors import InvalidRequest
@@ -24,16 +22,14 @@ def decode_video(data: bytes, format: FileFormat, limits: MediaLimits, num_frame
     try:
         total, seconds = _measured(data, format, limits)
         wanted = np.linspace(0, total - 1, min(total, num_frames), dtype=int).tolist()
-        frames = list(_frames(data, format, limits, wanted))
+        frames = _frames(data, format, limits, wanted)
     except InvalidRequest:
         raise
     except MemoryError:
         raise too_large("the video takes more memory than there is for one") from None
     except Exception:  # see image.py
         raise undecodable(f"the {format.name} file is damaged or not complete") from None
-    if len(frames) != len(wanted) or len({frame.shape for frame in frames}) != 1:
-        raise undecodable(f"the {format.name} file is damaged or not complete")
-    return Video(np.stack(frames), min(len(frames) / seconds, 1_000.0))
+    return Video(frames, min(len(frames) / seconds, 1_000.0))
 
 
 def _measured(data: bytes, format: FileFormat, limits: MediaLimits) -> tuple[int, float]:
@@ -54,16 +50,20 @@ def _measured(data: bytes, format: FileFormat, limits: MediaLimits) -> tuple[int
         return total, seconds
 
 
-def _frames(data: bytes, format: FileFormat, limits: MediaLimits, wanted: list[int]) -> Iterator[np.ndarray]:
-    """(H, W, 3) uint8 of the frames with these numbers, ascending."""
-    remaining = iter(wanted)
-    following = next(remaining, None)
+def _frames(data: bytes, format: FileFormat, limits: MediaLimits, wanted: list[int]) -> np.ndarray:
+    """(frames, H, W, 3) uint8 of the frames with these numbers, ascending."""
+    found: np.ndarray | None = None
     with opened(data, format) as container:
-        for number, frame in enumerate(container.decode(stream_of(container, "video"))):
+        decoded = enumerate(container.decode(stream_of(container, "video")))
+        for index, wanted_number in enumerate(wanted):
+            frame = next(frame for number, frame in decoded if number == wanted_number)
             limits.check_picture(frame.width, frame.height)  # a stream may grow on its way
-            if number == following:
-                pixels = frame.to_ndarray(format="rgb24")
-                yield np.rot90(pixels, frame.rotation // 90) if frame.rotation else pixels
-                following = next(remaining, None)
-            if following is None:
-                return
+            pixels = frame.to_ndarray(format="rgb24")
+            if frame.rotation:
+                pixels = np.rot90(pixels, frame.rotation // 90)
+            if found is None:
+                found = np.empty((len(wanted), *pixels.shape), np.uint8)
+            if pixels.shape != found.shape[1:]:
+                raise undecodable("the video's frames are not of one size")
+            found[index] = pixels
+    return found

@@ -28,6 +28,8 @@ BOUNDS = {
     "max_message_bytes": (1024, None),
     "max_unsent_bytes": (1, None),
     "preprocess_threads": (1, None),
+    "media_workers": (1, None),
+    "media_cache_bytes": (0, None),
     "default_timeout_s": (0.001, None),
     "drain_grace_s": (0, None),
     "executor_connect_timeout_s": (0.001, None),
@@ -71,3 +73,20 @@ def test_served_name_cannot_be(name: str) -> None:
 def test_executors_are_checked_at_the_start() -> None:
     with pytest.raises(ValueError, match="'nonsense' is not host:port"):
         config_of(executors="nonsense")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("limit_mm_per_prompt", "image=-1"),
+        ("limit_mm_per_prompt", "picture=1"),
+        ("limit_mm_per_prompt", "image"),
+        ("allowed_media_domains", ("10.0.0.1",)),
+        ("allowed_media_domains", ("https://example.com",)),
+        ("allowed_media_domains", ("localhost",)),
+        ("allowed_media_domains", ("*",)),
+    ],
+)
+def test_a_setting_of_media_that_cannot_be_is_refused(name: str, value: object) -> None:
+    with pytest.raises(ValueError, match=f"^--{name.replace('_', '-')}: "):
+        config_of(**{name: value})

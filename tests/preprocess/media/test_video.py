@@ -1,0 +1,116 @@
+"""Files -> frames: evenly spread, upright, in RGB."""
+
+from __future__ import annotations
+
+import io
+import struct
+
+import av
+import numpy as np
+import pytest
+
+from forebay.errors import InvalidRequest
+from preprocess.media.decoded import Video
+from preprocess.media.decoder import decode
+from preprocess.media.limits import MediaLimits
+from tests.preprocess.media.files import VIDEOS, animation, ffmpeg_sound_file, reason_of, video_file
+
+
+def video_of(data: bytes, **limits: float) -> Video:
+    decoded = decode(data, "video", MediaLimits(**limits), None)
+    assert isinstance(decoded, Video) and decoded.frames.dtype == np.uint8
+    return decoded
+
+
+def refused(data: bytes, **limits: float) -> InvalidRequest:
+    with pytest.raises(InvalidRequest) as raised:
+        video_of(data, **limits)
+    return raised.value
+
+
+def greys(video: Video) -> list[int]:
+    """The value of each frame's middle."""
+    return [int(frame[24, 32].mean()) for frame in video.frames]
+
+
+@pytest.mark.parametrize(("container", "codec"), VIDEOS)
+def test_a_short_video_has_all_its_frames(container: str, codec: str) -> None:
+    found = video_of(video_file(container, codec))
+    assert found.frames.shape == (10, 48, 64, 3)
+    assert found.frames_per_second == pytest.approx(10, rel=0.01)
+    assert greys(found) == pytest.approx([20 * index for index in range(10)], abs=6)
+
+
+def test_of_a_long_video_32_frames_are_taken_evenly() -> None:
+    found = video_of(video_file("mp4", "libx264", num_frames=100))
+    wanted = np.linspace(0, 99, 32, dtype=int)
+    assert wanted[0] == 0 and wanted[-1] == 99
+    assert greys(found) == pytest.approx([20 * index % 240 for index in wanted], abs=8)
+    assert found.frames_per_second == pytest.approx(3.2, rel=0.01)
+
+
+def test_a_picture_that_moves_can_be_a_video() -> None:
+    found = video_of(animation("GIF", [(250, 0, 0), (0, 250, 0), (0, 0, 250)]))
+    assert found.frames.shape == (3, 12, 16, 3)
+    assert [int(frame[5, 5].argmax()) for frame in found.frames] == [0, 1, 2]
+
+
+def test_a_video_stands_upright() -> None:
+    """The matrix in the header of its track turns it by a quarter (ISO/IEC 14496-12, 8.3.2)."""
+    upright = np.zeros((4, 48, 64, 3), np.uint8)
+    upright[:, :24] = 255  # the upper half is white
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as output:
+        stream = output.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for frame in upright:
+            output.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        output.mux(stream.encode(None))
+    plain = struct.pack(">9i", 1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
+    turned = struct.pack(">9i", 0, 1 << 16, 0, -(1 << 16), 0, 0, 0, 0, 1 << 30)  # by 90 degrees clockwise
+    data = file.getvalue()
+    track = data.index(b"tkhd")
+    place = data.index(plain, track)
+    found = video_of(data[:place] + turned + data[place + len(turned) :])
+    assert found.frames.shape == (4, 64, 48, 3)
+    assert found.frames[0, 32, 40].mean() > 200 and found.frames[0, 32, 8].mean() < 50  # white is at the right
+
+
+@pytest.mark.parametrize(("container", "codec"), VIDEOS)
+@pytest.mark.parametrize("sixteenth", range(0, 16, 3))
+def test_a_file_that_was_cut_is_refused_or_has_fewer_whole_frames(container: str, codec: str, sixteenth: int) -> None:
+    file = video_file(container, codec)
+    try:
+        found = video_of(file[: len(file) * sixteenth // 16])
+    except InvalidRequest as error:
+        assert reason_of(error) in ("MEDIA_DECODE", "MEDIA_UNUSABLE")  # which codec it has may be cut off too
+    else:
+        assert len(found.frames) <= 10
+
+
+def test_a_video_without_its_index_is_refused() -> None:
+    file = video_file("mp4", "libx264")
+    assert reason_of(refused(file.replace(b"moov", b"none"))) == "MEDIA_DECODE"
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [{"video_seconds": 0.5}, {"image_pixels": 64 * 48 - 1}, {"video_pixels": 10 * 64 * 48 - 1}, {"video_frames": 9}],
+    ids=lambda limits: next(iter(limits)),
+)
+def test_a_video_over_a_limit_is_refused(limits: dict[str, float]) -> None:
+    assert reason_of(refused(video_file(), **limits)) == "MEDIA_TOO_LARGE"
+
+
+@pytest.mark.parametrize(
+    "file",
+    [ffmpeg_sound_file("mp4", "aac"), b"\x1a\x45\xdf\xa3" + b"\0" * 200, b"\0\0\0\x18ftypisom" + b"\xff" * 100],
+    ids=["sound", "empty-matroska", "noise"],
+)
+def test_a_video_that_is_none_is_refused(file: bytes) -> None:
+    assert reason_of(refused(file)) == "MEDIA_DECODE"
+
+
+def test_a_codec_that_is_not_known_is_refused_before_it_runs() -> None:
+    error = refused(video_file("matroska", "ffv1"))
+    assert reason_of(error) == "MEDIA_UNUSABLE" and "codec" in error.message
