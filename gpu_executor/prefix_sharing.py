@@ -50,6 +50,8 @@ class PrefixSharing:
         limit = (sequence.num_tokens - 1) // self._block_size
         if request.computes_whole_prompt and sequence is request.sequences[0]:
             return self._nothing()
+        if request.prompt_is_whole and self._reach.slides:  # the prompt's last tokens see its first ones in every layer
+            return self._nothing()
         donor = self._sibling_with_prompt(sequence)
         num_shared = self._num_shared_blocks(request)
         shared = [blocks[:num_shared] for blocks in donor.blocks] if donor else self._nothing()

@@ -50,13 +50,13 @@ class AttentionMixer:
         return self.o(attended.flatten(1))  # (T, HK) -> (T, D)
 
     def _attend_whole(self, index: int, q: torch.Tensor, attended: torch.Tensor, batch: Batch, state: KvCache) -> None:
-        """Writes into `attended` (T, H, K) the rows of a sequence that sees the keys behind its tokens as well."""
+        """Writes into `attended` (T, H, K) the rows of a sequence whose tokens see all keys, whatever the layer's window."""
         start, end = batch.query_start[index : index + 2].tolist()
         rows = torch.tensor([0, end - start], dtype=torch.int32, device=q.device)
         one = slice(index, index + 1)
         attended[start:end] = paged_attention(
             q[start:end], state.k, state.v, batch.block_tables[state.group][one], rows, batch.seq_lens[one],
-            **(self._options | {"causal": False}),
+            **(self._options | {"causal": False, "window": None}),
         )  # fmt: skip
 
     def project(self, x: torch.Tensor, batch: Batch, state: KvCache) -> torch.Tensor:

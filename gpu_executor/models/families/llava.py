@@ -23,7 +23,7 @@ from gpu_executor.models.towers.tower import TowerSpec
 # Most checkpoints put every part below its own name; those that transformers 4.52 to 4.57 wrote have "model." before.
 TEXT_PREFIX = r"(?:(?:model\.)?language_model\.)?"
 _VISION_PREFIX = r"(?:model\.)?vision_tower\.(?:vision_model\.)?"
-_PROJECTOR = tuple(
+PROJECTOR = tuple(
     rename(rf"(?:model\.)?multi_modal_projector\.{theirs}\.(weight|bias)", rf"tower.projector.{ours}.\1")
     for theirs, ours in (("linear_1", "up"), ("linear_2", "down"))
 )
@@ -65,9 +65,9 @@ def read_projector(config: ConfigReader, vision: Vision, output_size: int) -> Pr
 
 
 def with_tower(text: Resolved, architecture: str, tower: TowerSpec, vision: Vision, *rules: Rule) -> Resolved:
-    """The text model with a tower of `vision`, a projector and whatever `rules` name besides."""
+    """The text model with a tower that has `vision`; `rules` are for what the tower has besides."""
     spec = dataclasses.replace(text.spec, architecture=architecture, tower=tower)
-    mine = (*vision_rules(_VISION_PREFIX, "tower.vision.", vision), *_PROJECTOR, *rules)
+    mine = (*vision_rules(_VISION_PREFIX, "tower.vision.", vision), *rules)
     return Resolved(spec, mine + text.rules, text.extras)
 
 
@@ -80,4 +80,4 @@ def with_tower(text: Resolved, architecture: str, tower: TowerSpec, vision: Visi
 def llava(config: ConfigReader, architecture: str) -> Resolved:
     text, vision = read_text(config), read_vision(config)
     projector = read_projector(config, vision, text.spec.decoder.hidden_size)
-    return with_tower(text, architecture, Llava(vision, projector), vision)
+    return with_tower(text, architecture, Llava(vision, projector), vision, *PROJECTOR)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gpu_executor.models.config_reader import ConfigReader
-from gpu_executor.models.families.llava import read_projector, read_text, read_vision, with_tower
+from gpu_executor.models.families.llava import PROJECTOR, read_projector, read_text, read_vision, with_tower
 from gpu_executor.models.families.vision_section import Vision
 from gpu_executor.models.registry import Resolved, architecture
 from gpu_executor.models.rules import rename
@@ -44,4 +44,4 @@ def _with_tiles(
         )
     text = read_text(config, default_type=default_text)
     projector = read_projector(config, vision, text.spec.decoder.hidden_size)
-    return with_tower(text, architecture, LlavaNext(vision, projector, frames), vision, _NEWLINE, _POOL)
+    return with_tower(text, architecture, LlavaNext(vision, projector, frames), vision, *PROJECTOR, _NEWLINE, _POOL)

@@ -37,12 +37,13 @@ def read_vision_section(
     outputs: tuple[int, ...] = (-1,),
     *,
     drops_first: bool = False,
+    final_norm: bool = False,
     default_type: str = "clip_vision_model",
 ) -> Vision:
     """The transformer of a vision section, by its model_type, or else `default_type`.
 
     `outputs` are the hidden states that are taken, as transformers counts them: 0 enters the first layer, -1 is what the
-    last layer gives, before any norm.
+    last layer gives, before any norm but `final_norm`.
     """
     model_type = section("model_type", default=default_type)
     if model_type == "pixtral":
@@ -69,6 +70,7 @@ def read_vision_section(
         outputs=outputs,
         class_token=is_clip,
         drops_first=drops_first,
+        final_norm=final_norm,
         num_channels=section.integer("num_channels", default=3),
     )
 
@@ -112,6 +114,7 @@ def _clip_rules(prefix: str, target: str, vision: ClipVit) -> tuple[Rule, ...]:
     num_layers = vision.vit.num_layers
     layer, mine, no_layers = rf"{prefix}encoder\.layers\.(\d+)\.", rf"{target}vit.layers.\1.", not num_layers
     return (
+        *((rename(rf"{prefix}post_layernorm\.(weight|bias)", rf"{target}final_norm.\1"),) if vision.final_norm else ()),
         skip(rf"{prefix}(?:post_layernorm|head)\..+"),
         skip(rf"{prefix}embeddings\.position_ids"),
         skip_layers_from(rf"{prefix}encoder\.layers\.", num_layers),

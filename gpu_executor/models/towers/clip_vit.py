@@ -25,6 +25,7 @@ class ClipVit:
     outputs: tuple[int, ...]
     class_token: bool
     drops_first: bool = False  # the first row of each picture, which is the class token where there is one
+    final_norm: bool = False  # behind the last layer
     num_channels: int = 3
 
     @property
@@ -51,6 +52,7 @@ class ClipVitModel(nn.Module):
         self.positions = nn.Parameter(torch.empty(facts.class_token + facts.side**2, size))
         self.pre_norm = facts.vit.make_norm() if facts.class_token else nn.Identity()
         self.vit = VitStack(facts.vit)
+        self.final_norm = facts.vit.make_norm() if facts.final_norm else nn.Identity()
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """pixels (N, C, image_size, image_size) -> (N, rows, output_size), the patches row by row."""
@@ -60,5 +62,6 @@ class ClipVitModel(nn.Module):
         states = [self.pre_norm(x + self.positions)]
         for layer in self.vit.layers:
             states.append(layer(states[-1]))
+        states[-1] = self.final_norm(states[-1])
         joined = torch.cat([states[index] for index in self.facts.outputs], -1)
         return joined[:, 1:] if self.facts.drops_first else joined

@@ -1,4 +1,4 @@
-"""Owns Llava's tower: a vision transformer and a projector of two linears, one picture at a time."""
+"""Owns Llava's tower: a vision transformer and a projector, one picture at a time."""
 
 from __future__ import annotations
 
@@ -40,11 +40,22 @@ class ProjectorModel(nn.Module):
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class LinearProjector:
+    """One linear layer."""
+
+    input_size: int
+    output_size: int
+
+    def build(self) -> nn.Linear:
+        return nn.Linear(self.input_size, self.output_size)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Llava:
     """Facts of the tower."""
 
     vision: ClipVit | PixtralVit
-    projector: Projector
+    projector: Projector | LinearProjector
 
     def build(self) -> LlavaTower:
         return LlavaTower(self)
@@ -59,6 +70,6 @@ class LlavaTower(nn.Module):
         self.projector = facts.projector.build()
 
     def forward(self, items: Sequence[TowerInput], embed: Embed) -> list[torch.Tensor]:
-        dtype = self.projector.up.weight.dtype
+        dtype = next(self.projector.parameters()).dtype
         pictures = (normalized(item.tensors, dtype) for item in items)  # (C, H, W) each
         return [self.projector(self.vision(picture.unsqueeze(0)))[0] for picture in pictures]

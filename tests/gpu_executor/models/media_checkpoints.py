@@ -14,6 +14,7 @@ from PIL import Image as PilImages
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 from gpu_executor.config import ExecutorConfig
+from gpu_executor.engine import Engine
 from gpu_executor.media import MediaInput
 from gpu_executor.request import Request, Sampling
 from gpu_executor.startup import build_engine
@@ -111,14 +112,23 @@ def reference_tokens(model: Any, inputs: dict[str, torch.Tensor]) -> tuple[list[
     return ids, steps[range(len(ids)), ids].tolist()
 
 
-def generate(folder: Path, prompts: list[EncodedPrompt], **options: Any) -> list[tuple[list[int], list[float]]]:
-    """Greedy ids and their log-probabilities by the engine, all prompts in one batch."""
+def engine_of(folder: Path, **options: Any) -> Engine:
+    """An engine for the checkpoint of a folder."""
     settings = {"dtype": "float32", "kv_cache_memory_bytes": 1 << 23, "max_num_seqs": 8, "num_threads": 1}
-    engine = build_engine(ExecutorConfig(model=str(folder), **(settings | options)), progress=False)[0]
+    return build_engine(ExecutorConfig(model=str(folder), **(settings | options)), progress=False)[0]
+
+
+def generate(folder: Path, prompts: list[EncodedPrompt], **options: Any) -> list[tuple[list[int], list[float]]]:
+    """Greedy ids and their log-probabilities by an engine of its own, all prompts in one batch."""
+    return run_together(engine_of(folder, **options), prompts)
+
+
+def run_together(engine: Engine, prompts: list[EncodedPrompt]) -> list[tuple[list[int], list[float]]]:
+    """The same by an engine that may have worked before."""
     for key, prompt in enumerate(prompts):
         media = [MediaInput.of_arrays(p.item.modality, p.item.digest, p.spans, p.item.tensors) for p in prompt.media]
         sampling = Sampling(max_tokens=NUM_TOKENS, logprobs=0)
-        engine.add(Request(key, prompt.token_ids, sampling, media=media, positions=prompt.positions))
+        engine.add(Request(key, list(prompt.token_ids), sampling, media=media, positions=prompt.positions))
     results: list[tuple[list[int], list[float]]] = [([], []) for _ in prompts]
     while engine.has_work:
         for token in engine.step().tokens:
