@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 # tiktoken's cl100k_base; QWen's takes digits one by one.
@@ -118,6 +118,14 @@ RECIPES: dict[str, Recipe] = {
     ),
 }  # fmt: skip
 
+# A class that has further tokens where config.json has a section: Qwen-VL's for pictures and what is marked in them.
+_WITH_SECTION = {
+    "QWenTokenizer": (
+        "visual",
+        ("<ref>", "</ref>", "<box>", "</box>", "<quad>", "</quad>", "<img>", "</img>", "<imgpad>"),
+    ),
+}
+
 # For checkpoints whose tokenizer_config.json names no class. Files decide between two.
 _BY_MODEL_TYPE = {
     "arctic": ("ArcticTokenizer",),
@@ -151,11 +159,17 @@ def find_recipe(tokenizer_config: Mapping[str, Any], config: Mapping[str, Any], 
     """What is known of the checkpoint's tokenizer; `is_tiktoken` says what its tokenizer.model is, if it has one."""
     name = tokenizer_class(tokenizer_config)
     names = (name,) if name else _BY_MODEL_TYPE.get(str(config.get("model_type")), ())
-    recipes = [RECIPES[name] for name in names if name in RECIPES]
+    recipes = [_with_section(name, config) for name in names if name in RECIPES]
     fitting = [
         r for r in recipes if r.tiktoken_file not in (None, "tokenizer.model") or bool(r.tiktoken_file) == is_tiktoken
     ]
     return next(iter(fitting), None)
+
+
+def _with_section(name: str, config: Mapping[str, Any]) -> Recipe:
+    section, tokens = _WITH_SECTION.get(name, ("", ()))
+    recipe = RECIPES[name]
+    return replace(recipe, extra_tokens=recipe.extra_tokens + tokens) if config.get(section) else recipe
 
 
 def find_template(recipe: Recipe, files: Mapping[str, Mapping[str, Any]]) -> TemplateRule | None:

@@ -1,9 +1,10 @@
-"""Qwen (Bai et al., 2023): Llama with biases on queries, keys and values, under GPT-2's tensor names."""
+"""Qwen and Qwen-VL (Bai et al., 2023): Llama with biases on queries, keys and values, under GPT-2's tensor names."""
 
 from __future__ import annotations
 
 from gpu_executor.models.config_reader import ConfigReader
 from gpu_executor.models.families.llama import GATE, read_model
+from gpu_executor.models.families.qwen_vl import with_visual
 from gpu_executor.models.names import every_layer
 from gpu_executor.models.registry import Resolved, architecture
 from gpu_executor.models.rope import read_rope
@@ -30,7 +31,7 @@ def _rules(attention: Attention) -> tuple[Rule, ...]:
     )
 
 
-@architecture("QWenLMHeadModel", examples="Qwen 1.8B to 72B")
+@architecture("QWenLMHeadModel", inputs=("text", "image"), examples="Qwen 1.8B to 72B, Qwen-VL")
 def qwen(config: ConfigReader, architecture: str) -> Resolved:
     num_heads = config.integer("num_attention_heads")
     head_dim = config.integer("kv_channels", default=None) or config.head_dim("hidden_size", "num_attention_heads")
@@ -49,4 +50,7 @@ def qwen(config: ConfigReader, architecture: str) -> Resolved:
     )
     spec = read_model(config, architecture, [attention] * config.integer("num_hidden_layers"))
     extras = GATE + _QKV_BIASES
-    return Resolved(spec, _rules(attention), extras if config.flag("no_bias", default=True) else extras + _OTHER_BIASES)
+    if not config.flag("no_bias", default=True):
+        extras += _OTHER_BIASES
+    text = Resolved(spec, _rules(attention), extras)
+    return with_visual(config, text) if config.section("visual").data else text
