@@ -214,14 +214,14 @@ class _Marks:
 
 
 def _markers(media: ChatMedia, chat: prompt_pb2.Chat) -> list[str]:
-    """The markers of a chat's items, one more of each modality than it has."""
+    """The markers of all modalities that the model takes, one more of each than the chat has items."""
     counts: Counter[str] = Counter()
     for (_, message), count in zip(media_parts(chat), media.counts, strict=True):
         counts[modality_of(message)] += count
     return [
         marker
-        for modality, count in counts.items()
-        for index in range(count + 1)
+        for modality in media.modalities
+        for index in range(counts[modality] + 1)
         if (marker := media.marker(modality, index).strip())
     ]
 

@@ -24,8 +24,9 @@ _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ChatMedia:
-    """What a chat's media is for its text. `marker` is Processor.chat_marker."""
+    """What a chat's media is for its text. `modalities` and `marker` are the processor's, the latter its chat_marker."""
 
+    modalities: Sequence[str]
     counts: Sequence[int]  # how many items each media part holds, in the order of the parts
     marker: Callable[[str, int], str]
 

@@ -197,7 +197,9 @@ class Preprocessor:
             return text, EncodedPrompt(token_ids)
         items = self._media.prepare(media)
         processor = self._media.processor
-        rendered = self._chat.prompt(chat, ChatMedia([len(found) for found in items], processor.chat_marker))
+        rendered = self._chat.prompt(
+            chat, ChatMedia(processor.modalities, [len(found) for found in items], processor.chat_marker)
+        )
         return rendered.text, processor.expand_text(rendered.prompt, list(itertools.chain(*items)))
 
     def decoder_prompt(self, prompt: prompt_pb2.Prompt) -> list[int] | None:
