@@ -1,8 +1,9 @@
-"""ChatGLM2, ChatGLM3 and GLM-4 (Zeng et al., 2024): half of each head rotates, in pairs of neighbours."""
+"""ChatGLM2, ChatGLM3, GLM-4 and GLM-4V (Zeng et al., 2024): half of each head rotates, in pairs of neighbours."""
 
 from __future__ import annotations
 
 from gpu_executor.models.config_reader import ConfigReader
+from gpu_executor.models.families.glm4v import with_vision
 from gpu_executor.models.names import every_layer
 from gpu_executor.models.registry import Resolved, architecture
 from gpu_executor.models.rules import Rule, rename, skip, split_gate_up, split_qkv
@@ -30,7 +31,10 @@ def _rules(attention: Attention, rope_dim: int) -> tuple[Rule, ...]:
 
 
 @architecture(
-    "ChatGLMModel", "ChatGLMForConditionalGeneration", examples="GLM-4 9B, ChatGLM3 6B, ChatGLM2 6B, CodeGeeX4"
+    "ChatGLMModel",
+    "ChatGLMForConditionalGeneration",
+    inputs=("text", "image"),
+    examples="GLM-4 9B, GLM-4V 9B, ChatGLM3 6B, ChatGLM2 6B, CodeGeeX4",
 )
 def chatglm(config: ConfigReader, architecture: str) -> Resolved:
     for key in ("multi_query_attention", "post_layer_norm"):
@@ -48,7 +52,8 @@ def chatglm(config: ConfigReader, architecture: str) -> Resolved:
     )
     context = config.context(config.integer("seq_length"))
     spec = ModelSpec(architecture, decoder, config.integer("padded_vocab_size", "vocab_size"), context)
-    return Resolved(spec, _rules(attention, attention.positions.dim), _extras(config, rms))
+    text = Resolved(spec, _rules(attention, attention.positions.dim), _extras(config, rms))
+    return with_vision(config, text) if config.section("vision_config").data else text
 
 
 def _attention(config: ConfigReader) -> Attention:
