@@ -7,6 +7,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    import torch
 
 # A thread that waits for others sleeps instead of spinning, and each of several workers computes with one thread.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -14,3 +20,18 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 if not Path("/dev/nvidiactl").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+@pytest.fixture
+def triton_device(monkeypatch: pytest.MonkeyPatch) -> torch.device:
+    """Where the test's tensors are to lie so that public calls take the Triton kernels: a GPU, or else the interpreter."""
+    pytest.importorskip("triton", reason="Triton is not installed")
+    import torch
+
+    from kernels import triton_path, triton_runtime
+
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    assert triton_runtime.INTERPRETED, "triton was imported before TRITON_INTERPRET=1 was set"
+    monkeypatch.setattr(triton_path, "on_cpu", True)
+    return torch.device("cpu")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kernels import native, triton_path
+from kernels import native
 
 _BUILT = native.lib is not None
 
@@ -39,19 +39,6 @@ def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
 @pytest.fixture(params=[torch.float32, torch.bfloat16, torch.float16], ids=["f32", "bf16", "f16"])
 def dtype(request: pytest.FixtureRequest) -> torch.dtype:
     return request.param
-
-
-@pytest.fixture
-def triton_device(monkeypatch: pytest.MonkeyPatch) -> torch.device:
-    """Where the test's tensors are to lie so that public calls take the Triton kernels: a GPU, or else the interpreter."""
-    pytest.importorskip("triton", reason="Triton is not installed")
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    from kernels import triton_runtime
-
-    assert triton_runtime.INTERPRETED, "triton was imported before TRITON_INTERPRET=1 was set"
-    monkeypatch.setattr(triton_path, "on_cpu", True)
-    return torch.device("cpu")
 
 
 @pytest.fixture(
