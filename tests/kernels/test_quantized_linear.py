@@ -1,0 +1,171 @@
+"""Quantized weights mean what their formats say, survive packing, and multiply as the definition does."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from kernels.quantized_linear import (
+    PackedWeight,
+    concatenate,
+    pack_awq,
+    pack_gptq,
+    pack_scaled,
+    quantized_linear,
+    reference,
+)
+from tests.kernels.closeness import assert_close
+
+FORMATS = ["fp8-tensor", "fp8-rows", "fp8-blocks", "int8-rows", "gptq", "gptq-one-group", "gptq-act-order", "awq"]
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def integers(low: int, high: int, *shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randint(low, high, shape, generator=generator(seed), dtype=torch.int32)
+
+
+def positive(*shape: int, seed: int = 1) -> torch.Tensor:
+    return torch.rand(shape, generator=generator(seed)) * 0.02 + 0.001
+
+
+def packed_by_hand(values: torch.Tensor, dim: int, order: tuple[int, ...] = tuple(range(8))) -> torch.Tensor:
+    """Eight values along dim to a word; value order[i] goes into bits 4 i to 4 i + 3."""
+    eights = values.long().unflatten(dim, (-1, 8)).movedim(dim + 1, -1)
+    words = sum(eights[..., value] << 4 * i for i, value in enumerate(order))
+    return torch.where(words >= 2**31, words - 2**32, words).int()
+
+
+def make_gptq(
+    dout: int, din: int, num_groups: int, *, act_order: bool = False
+) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
+    """A checkpoint's tensors, and the matrix (Dout, Din) that they stand for, computed from the integers themselves."""
+    values, zeros = integers(0, 16, din, dout), integers(1, 17, num_groups, dout, seed=2)
+    scales = positive(num_groups, dout).half()
+    groups = torch.arange(din) // (din // num_groups)
+    if act_order:
+        groups = groups[torch.randperm(din, generator=generator(3))]
+    meant = (scales.float()[groups] * (values - zeros[groups])).t()
+    return (packed_by_hand(values, 0), packed_by_hand(zeros - 1, 1), scales, groups.int()), meant
+
+
+def make_awq(dout: int, din: int, num_groups: int) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
+    values, zeros = integers(0, 16, din, dout), integers(0, 16, num_groups, dout, seed=2)
+    scales = positive(num_groups, dout).half()
+    groups = torch.arange(din) // (din // num_groups)
+    meant = (scales.float()[groups] * (values - zeros[groups])).t()
+    order = (0, 2, 4, 6, 1, 3, 5, 7)  # as AWQ's packer has it
+    return (packed_by_hand(values, 1, order), packed_by_hand(zeros, 1, order), scales), meant
+
+
+def make(name: str, dout: int, din: int) -> tuple[PackedWeight, torch.Tensor]:
+    """The packed weight, and the matrix (Dout, Din) that it stands for."""
+    if name.startswith("gptq"):
+        num_groups = 1 if name == "gptq-one-group" else din // 32
+        tensors, meant = make_gptq(dout, din, num_groups, act_order=name == "gptq-act-order")
+        return pack_gptq(*tensors), meant
+    if name == "awq":
+        tensors, meant = make_awq(dout, din, din // 32)
+        return pack_awq(*tensors), meant
+    if name == "int8-rows":
+        weight = integers(-128, 128, dout, din).to(torch.int8)
+    else:
+        weight = (torch.randn(dout, din, generator=generator()) * 40).to(torch.float8_e4m3fn)
+        weight[0, :3] = torch.tensor([448.0, -448.0, 2**-9]).to(torch.float8_e4m3fn)
+    shape = {"tensor": (), "rows": (dout, 1), "blocks": (-(-dout // 128), -(-din // 128))}[name.split("-")[1]]
+    scale = positive(*shape)
+    return pack_scaled(weight, scale), reference.dequantize_scaled(weight, scale)
+
+
+def on(device: torch.device, weight: PackedWeight) -> PackedWeight:
+    fields = (weight.values, weight.scales, weight.zeros, weight.input_order)
+    values, scales, zeros, order = (None if t is None else t.to(device) for t in fields)
+    return PackedWeight(weight.kind, values, scales, zeros, weight.group_size, order)
+
+
+@pytest.mark.parametrize("act_order", [False, True])
+@pytest.mark.parametrize("num_groups", [1, 3])
+def test_gptq_is_scale_times_value_less_zero(num_groups: int, act_order: bool) -> None:
+    tensors, meant = make_gptq(24, 96, num_groups, act_order=act_order)
+    assert torch.equal(reference.dequantize_gptq(*tensors, zero_offset=1), meant)
+    qweight, qzeros, scales, groups = tensors
+    shifted = meant + scales.float()[groups.long()].t()
+    torch.testing.assert_close(reference.dequantize_gptq(qweight, qzeros, scales, groups, zero_offset=0), shifted)
+
+
+def test_awq_is_scale_times_value_less_zero() -> None:
+    tensors, meant = make_awq(24, 96, 3)
+    assert torch.equal(reference.dequantize_awq(*tensors), meant)
+
+
+def test_scales_of_blocks_are_those_of_their_rows_and_columns() -> None:
+    weight, scale = torch.ones(200, 300, dtype=torch.int8), positive(2, 3)
+    values = reference.dequantize_scaled(weight, scale)
+    for row, column in ((0, 0), (127, 127), (128, 127), (199, 299), (127, 256)):
+        assert values[row, column] == scale[row // 128, column // 128]
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_packing_loses_nothing(name: str) -> None:
+    weight, meant = make(name, 136, 160)
+    assert (weight.dout, weight.din) == meant.shape
+    torch.testing.assert_close(reference.dequantize(weight), meant, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_the_product_is_that_with_the_matrix_that_is_meant(name: str) -> None:
+    weight, meant = make(name, 40, 64)
+    x, bias = torch.randn(5, 64, generator=generator(4)), torch.randn(40, generator=generator(5))
+    assert_close(quantized_linear(x, weight, bias), torch.nn.functional.linear(x, meant, bias))
+
+
+@pytest.mark.parametrize("name", ["fp8-tensor", "fp8-blocks", "gptq-act-order", "awq"])
+def test_fused_projections_are_each_on_its_own(name: str) -> None:
+    parts = [make(name, dout, 128) for dout in (128, 256)]
+    fused = concatenate([weight for weight, _ in parts])
+    torch.testing.assert_close(reference.dequantize(fused), torch.cat([meant for _, meant in parts]), rtol=1e-6, atol=0)
+
+
+def test_what_cannot_be_fused_is_refused() -> None:
+    for first, second in (("awq", "fp8-rows"), ("gptq", "gptq-one-group"), ("gptq", "gptq-act-order")):
+        with pytest.raises(ValueError, match="cannot be fused"):
+            concatenate([make(first, 128, 128)[0], make(second, 128, 128)[0]])
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize(("num_tokens", "dout", "din"), [(0, 8, 64), (1, 136, 160), (63, 72, 64)], ids=str)
+def test_the_triton_product_equals_reference(
+    triton_device: torch.device, triton_dtype: torch.dtype, name: str, num_tokens: int, dout: int, din: int
+) -> None:
+    weight = on(triton_device, make(name, dout, din)[0])
+    x = torch.randn(num_tokens, din, generator=generator(4)).to(triton_device, triton_dtype)
+    for bias in (None, torch.randn(dout, generator=generator(5)).to(triton_device, triton_dtype)):
+        assert_close(quantized_linear(x, weight, bias), reference.quantized_linear(x, weight, bias))
+
+
+@pytest.mark.parametrize("name", ["fp8-blocks", "int8-rows", "awq"])
+def test_many_tokens_take_the_larger_tiles(triton_device: torch.device, name: str) -> None:
+    weight = on(triton_device, make(name, 136, 160)[0])
+    x = torch.randn(130, 200, generator=generator(4)).half().to(triton_device)[:, 40:]
+    assert_close(quantized_linear(x, weight), reference.quantized_linear(x, weight, None))
+
+
+def test_wrong_operands_are_refused() -> None:
+    weight, _ = make("awq", 40, 64)
+    with pytest.raises(ValueError, match=r"x \(T, 64\)"):
+        quantized_linear(torch.zeros(2, 63), weight)
+    with pytest.raises(ValueError, match=r"bias \(40,\)"):
+        quantized_linear(torch.zeros(2, 64), weight, torch.zeros(39))
+    with pytest.raises(ValueError, match="scaled weight"):
+        pack_scaled(torch.zeros(4, 4), torch.ones(()))
+    with pytest.raises(ValueError, match="takes a scale"):
+        pack_scaled(torch.zeros(4, 4, dtype=torch.int8), torch.ones(3))
+    qweight, qzeros, scales, g_idx = make_gptq(24, 96, 3)[0]
+    with pytest.raises(ValueError, match="GPTQ"):
+        pack_gptq(qweight[:, :16], qzeros, scales, g_idx)
+    with pytest.raises(ValueError, match="equally large"):
+        pack_gptq(qweight, qzeros, scales, g_idx.clamp(max=1))
+    with pytest.raises(ValueError, match="AWQ"):
+        pack_awq(qweight, qzeros, scales)
