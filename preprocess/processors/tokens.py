@@ -22,3 +22,19 @@ def token_id(tokenizer: TextTokenizer, text: str) -> int:
     if found is None:
         raise CheckpointError(f"the vocabulary has no token {text}, which this architecture needs")
     return found
+
+
+def feature_token(tokenizer: TextTokenizer, text: str, token_id: int | None) -> int:
+    """The id that stands for features in a prompt, where the model never reads its embedding.
+
+    The vocabulary's, if it has the token, else the one that config.json names, if that is in the vocabulary; else the end
+    of a text.
+    """
+    found = tokenizer.backend.token_to_id(text)
+    if found is None and token_id is not None and token_id < tokenizer.vocab_size:
+        found = token_id
+    if found is None:
+        found = tokenizer.backend.token_to_id(tokenizer.named_tokens.get("eos_token", ""))
+    if found is None:
+        raise CheckpointError(f"the vocabulary has neither {text} nor an eos_token, one of which stands for features")
+    return found

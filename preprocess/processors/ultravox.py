@@ -14,8 +14,8 @@ from preprocess.processors.precomputed import embedded_item, rows_per_item, unus
 from preprocess.processors.processor import ProcessorFiles, PromptText
 from preprocess.processors.registry import processor
 from preprocess.processors.settings import Settings, audio_settings, model_settings
+from preprocess.processors.tokens import feature_token
 from preprocess.processors.vision_section import text_hidden_size
-from preprocess.tokenizer import TextTokenizer
 
 _MARKER = "<|audio|>"
 
@@ -33,7 +33,7 @@ class UltravoxProcessor:
         self._window = 2 * encoder.integer("max_source_positions", 1500)  # frames
         self._frames_per_token = 2 * own.integer("stack_factor", config.integer("stack_factor", 8))
         self._marker = own("audio_placeholder", _MARKER)
-        self._token_id = _feature_token(files.tokenizer, config, self._marker)
+        self._token_id = feature_token(files.tokenizer, self._marker, config("audio_token_index", None))
         self._feature_ids = {"audio": (self._token_id,)}
 
     @property
@@ -80,17 +80,6 @@ class UltravoxProcessor:
             markers = {"audio": [self._token_id]}
             ids = replace_ids(ids, items, markers, lambda item, _: [self._token_id] * item.num_features)
         return EncodedPrompt(ids, place(ids, items, self._feature_ids) if items else ())
-
-
-def _feature_token(tokenizer: TextTokenizer, config: Settings, marker: str) -> int:
-    """The id that stands for features: the marker's where it is a token, else that of the end of a text, as at Fixie's.
-
-    config.json names an id that may lie beyond the vocabulary.
-    """
-    found = tokenizer.backend.token_to_id(marker)
-    if found is None:
-        found = tokenizer.backend.token_to_id(tokenizer.named_tokens.get("eos_token", ""))
-    return config.integer("audio_token_index", 0, least=0) if found is None else found
 
 
 @processor("UltravoxModel")

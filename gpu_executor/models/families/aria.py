@@ -95,6 +95,4 @@ def aria(config: ConfigReader, architecture: str) -> Resolved:
     model = read_model(text, architecture, [read_attention(text)] * text.integer("num_hidden_layers"), mlp=moe)
     vision = _read_vision(config, model.decoder.hidden_size)
     rules = behind(r"(?:(?:model\.)?language_model\.)?", _text_rules(num_experts))
-    return Resolved(
-        dataclasses.replace(model, tower=vision), (*rules, *_tower_rules(vision.navit)), read_biases(text)
-    )
+    return Resolved(dataclasses.replace(model, tower=vision), (*rules, *_tower_rules(vision.navit)), read_biases(text))
