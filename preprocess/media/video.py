@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import bisect
+import dataclasses
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from forebay.errors import InvalidRequest
@@ -10,7 +15,13 @@ from preprocess.media.decoded import Video
 from preprocess.media.formats import FileFormat
 from preprocess.media.limits import MediaLimits, too_large, undecodable
 
+if TYPE_CHECKING:
+    from av.video.frame import VideoFrame
+
 NUM_FRAMES = 32  # what vLLM takes of a video unless told otherwise
+_MAX_RATE = 1_000.0
+# Codecs whose frames a decoder can begin with at any packet that says so.
+_SEEKABLE = {"h264", "hevc", "vp8", "vp9", "libvpx-vp9", "av1", "libdav1d", "libaom-av1", "mpeg4"}
 
 
 def decode_video(data: bytes, format: FileFormat, limits: MediaLimits, num_frames: int = NUM_FRAMES) -> Video:
@@ -20,50 +31,94 @@ def decode_video(data: bytes, format: FileFormat, limits: MediaLimits, num_frame
     them, and never converted.
     """
     try:
-        total, seconds = _measured(data, format, limits)
-        wanted = np.linspace(0, total - 1, min(total, num_frames), dtype=int).tolist()
-        frames = _frames(data, format, limits, wanted)
+        timeline = _timeline(data, format, limits, num_frames)
+        count = min(timeline.total, num_frames)
+        wanted = np.linspace(0, timeline.total - 1, count, dtype=int).tolist()
+        frames = _pixels(_sought(data, format, timeline, wanted), count, limits) if timeline.keys else None
+        if frames is None:
+            frames = _pixels(_in_order(data, format, wanted), count, limits)
     except InvalidRequest:
         raise
     except MemoryError:
         raise too_large("the video takes more memory than there is for one") from None
     except Exception:  # see image.py
         raise undecodable(f"the {format.name} file is damaged or not complete") from None
-    return Video(frames, min(len(frames) / seconds, 1_000.0))
+    if frames is None:
+        raise undecodable(f"the {format.name} file is damaged or not complete")
+    return Video(frames, min(count / timeline.seconds, _MAX_RATE))
 
 
-def _measured(data: bytes, format: FileFormat, limits: MediaLimits) -> tuple[int, float]:
-    """How many frames there are and how many seconds they take, from the packets alone."""
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Timeline:
+    """What the packets of a video tell: how many frames, how long, and when each and those to begin with are shown."""
+
+    total: int
+    seconds: float
+    times: list[int]  # ascending, in the stream's units; empty where packets do not say it
+    keys: list[int]  # of frames that decoding can begin with; empty where it begins at the beginning
+
+
+def _timeline(data: bytes, format: FileFormat, limits: MediaLimits, num_frames: int) -> _Timeline:
     with opened(data, format) as container:
         stream = stream_of(container, "video")
         width, height = stream.codec_context.width, stream.codec_context.height
         limits.check_picture(width, height)
         declared = container.duration / 1_000_000 if container.duration else 0.0  # the file's own word, in microseconds
         limits.check_duration("video", declared)
-        total = sum(packet.size > 0 for packet in container.demux(stream))
-        if not total:
+        packets = [
+            (packet.pts, packet.is_keyframe)
+            for packet in container.demux(stream)
+            if packet.size and not packet.is_discard
+        ]
+        if not packets:
             raise undecodable("the file has no frames in it")
-        limits.check_frames(min(total, NUM_FRAMES), width, height)
+        limits.check_frames(min(len(packets), num_frames), width, height)
         rate = float(stream.average_rate or stream.guessed_rate or 0)
-        seconds = total / rate if rate > 0 else max(declared, 1e-3)
+        seconds = len(packets) / rate if rate > 0 else max(declared, 1 / _MAX_RATE)
         limits.check_duration("video", seconds)
-        return total, seconds
+        times = sorted({time for time, _ in packets if time is not None})
+        if len(times) != len(packets) or stream.codec_context.name not in _SEEKABLE:
+            return _Timeline(len(packets), seconds, [], [])
+        return _Timeline(len(packets), seconds, times, sorted(time for time, is_key in packets if is_key))
 
 
-def _frames(data: bytes, format: FileFormat, limits: MediaLimits, wanted: list[int]) -> np.ndarray:
-    """(frames, H, W, 3) uint8 of the frames with these numbers, ascending."""
-    found: np.ndarray | None = None
+def _in_order(data: bytes, format: FileFormat, wanted: list[int]) -> Iterator[VideoFrame]:
+    """The frames with these numbers, ascending, out of all that are decoded."""
     with opened(data, format) as container:
         decoded = enumerate(container.decode(stream_of(container, "video")))
-        for index, wanted_number in enumerate(wanted):
-            frame = next(frame for number, frame in decoded if number == wanted_number)
-            limits.check_picture(frame.width, frame.height)  # a stream may grow on its way
-            pixels = frame.to_ndarray(format="rgb24")
-            if frame.rotation:
-                pixels = np.rot90(pixels, frame.rotation // 90)
-            if found is None:
-                found = np.empty((len(wanted), *pixels.shape), np.uint8)
-            if pixels.shape != found.shape[1:]:
-                raise undecodable("the video's frames are not of one size")
-            found[index] = pixels
+        for number in wanted:
+            yield next((frame for found, frame in decoded if found == number), None)
+
+
+def _sought(data: bytes, format: FileFormat, timeline: _Timeline, wanted: list[int]) -> Iterator[VideoFrame]:
+    """The same, where decoding begins anew at the last key before a frame if that is ahead of what was decoded."""
+    with opened(data, format) as container:
+        stream = stream_of(container, "video")
+        decoded, reached = container.decode(stream), timeline.times[0] - 1
+        for number in wanted:
+            time = timeline.times[number]
+            before = bisect.bisect_right(timeline.keys, time)
+            if before and timeline.keys[before - 1] > reached:
+                container.seek(timeline.keys[before - 1], stream=stream)
+                decoded = container.decode(stream)
+            frame = next((frame for frame in decoded if frame.pts is None or frame.pts >= time), None)
+            reached = time
+            yield frame if frame is not None and frame.pts == time else None  # else the file's own word was wrong
+
+
+def _pixels(frames: Iterator[VideoFrame | None], count: int, limits: MediaLimits) -> np.ndarray | None:
+    """(count, H, W, 3) uint8; None where a frame is missing."""
+    found: np.ndarray | None = None
+    for index, frame in enumerate(frames):
+        if frame is None:
+            return None
+        limits.check_picture(frame.width, frame.height)  # a stream may grow on its way
+        pixels = frame.to_ndarray(format="rgb24")
+        if frame.rotation:
+            pixels = np.rot90(pixels, frame.rotation // 90)
+        if found is None:
+            found = np.empty((count, *pixels.shape), np.uint8)
+        if pixels.shape != found.shape[1:]:
+            raise undecodable("the video's frames are not of one size")
+        found[index] = pixels
     return found

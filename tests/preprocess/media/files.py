@@ -78,12 +78,15 @@ def chunk_of_text(size: int) -> bytes:
 
 
 @functools.cache
-def video_file(container: str = "mp4", codec: str = "mpeg4", num_frames: int = 10, rate: int = 10) -> bytes:
-    """A video whose frame i is grey of the value 20 i (modulo 240)."""
+def video_file(
+    container: str = "mp4", codec: str = "mpeg4", num_frames: int = 10, rate: int = 10, key_every: int = 12
+) -> bytes:
+    """A video whose frame i is grey of the value 20 i (modulo 240), with a key frame at least every so many."""
     file = io.BytesIO()
     with av.open(file, "w", format=container) as output:
         stream = output.add_stream(codec, rate=rate)
         stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        stream.codec_context.gop_size = key_every
         for index in range(num_frames):
             frame = np.full((48, 64, 3), 20 * index % 240, np.uint8)
             output.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))

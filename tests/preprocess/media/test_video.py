@@ -10,8 +10,11 @@ import numpy as np
 import pytest
 
 from forebay.errors import InvalidRequest
+from preprocess.media import video
+from preprocess.media.containers import opened
 from preprocess.media.decoded import Video
 from preprocess.media.decoder import decode
+from preprocess.media.formats import FileFormat
 from preprocess.media.limits import MediaLimits
 from tests.preprocess.media.files import VIDEOS, animation, ffmpeg_sound_file, reason_of, video_file
 
@@ -47,6 +50,47 @@ def test_of_a_long_video_32_frames_are_taken_evenly() -> None:
     assert wanted[0] == 0 and wanted[-1] == 99
     assert greys(found) == pytest.approx([20 * index % 240 for index in wanted], abs=8)
     assert found.frames_per_second == pytest.approx(3.2, rel=0.01)
+
+
+@pytest.mark.parametrize(("container", "codec"), [("mp4", "libx264"), ("mp4", "mpeg4"), ("webm", "libvpx-vp9")])
+def test_frames_that_are_sought_are_those_of_decoding_all(
+    container: str, codec: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = video_file(container, codec, num_frames=300, key_every=10)
+    sought = video_of(file)
+    decoded = []
+    monkeypatch.setattr(video, "_sought", lambda *_: decoded.append("none is found by seeking") or iter([None]))
+    assert np.array_equal(video_of(file).frames, sought.frames) and decoded
+
+
+def test_of_a_long_video_few_frames_are_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    file, count = video_file("mp4", "libx264", num_frames=1_000, key_every=10), 0
+
+    def counted(data: bytes, format: FileFormat) -> av.container.InputContainer:
+        container = opened(data, format)
+        decode = container.decode
+
+        class Counting:
+            def __getattr__(self, name: str):
+                return getattr(container, name)
+
+            def __enter__(self):
+                return self
+
+            def __exit__(self, *_: object) -> None:
+                container.close()
+
+            def decode(self, *streams):
+                nonlocal count
+                for frame in decode(*streams):
+                    count += 1
+                    yield frame
+
+        return Counting()
+
+    monkeypatch.setattr(video, "opened", counted)
+    assert len(video_of(file).frames) == 32
+    assert count <= 32 * 11
 
 
 def test_a_picture_that_moves_can_be_a_video() -> None:
