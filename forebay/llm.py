@@ -27,15 +27,18 @@ from forebay.v1 import prompt_pb2
 
 if TYPE_CHECKING:
     from gpu_executor.engine import Engine, StepOutput
+    from preprocess.media.settings import MediaSettings
     from preprocess.pooling_encoder import PoolingInput
 
 
 class LLM:
     """A model in this process. Use it from one thread at a time, and close it (or use `with`) to free its memory.
 
-    Arguments have vLLM's names and meanings; see `forebay executor --help`. A folder without a tokenizer serves token
-    ids. Code of a checkpoint is never run: `trust_remote_code` is accepted for checkpoints that do without. Raises
-    NotOffered for a task, architecture or tokenizer that is not served, CheckpointError for files that cannot be read.
+    Arguments have vLLM's names and meanings; see `forebay executor --help`. `limit_mm_per_prompt` says how many images, videos
+    and sounds a prompt can have (16, 4, 16), `allowed_media_domains` from which hosts URLs are fetched (none). A folder without
+    a tokenizer serves token ids. Code of a checkpoint is never run: `trust_remote_code` is accepted for checkpoints that do
+    without. Raises NotOffered for a task, architecture or tokenizer that is not served, CheckpointError for files that cannot be
+    read.
     """
 
     def __init__(
@@ -57,6 +60,8 @@ class LLM:
         max_num_batched_tokens: int | None = None,
         block_size: int = 16,
         enable_prefix_caching: bool = True,
+        limit_mm_per_prompt: dict[str, int] | None = None,
+        allowed_media_domains: tuple[str, ...] = (),
         kv_cache_memory_bytes: int | None = None,
         gpu_memory_utilization: float = 0.9,
         num_threads: int | None = None,
@@ -78,7 +83,10 @@ class LLM:
         )
         self._show_progress = not disable_tqdm
         self._preprocessor = Preprocessor.load(
-            Path(folder), tokenizer_folder=tokenizer_folder, trust_remote_code=trust_remote_code
+            Path(folder),
+            tokenizer_folder=tokenizer_folder,
+            trust_remote_code=trust_remote_code,
+            media=_media_settings(limit_mm_per_prompt or {}, tuple(allowed_media_domains)),
         )
         config = ExecutorConfig(
             model=str(folder), dtype=dtype, load_format=load_format, device=device, hf_overrides=hf_overrides,
@@ -298,6 +306,17 @@ class LLM:
         for pooled in output.pooled:
             by_key[pooled.request.key].add_rows(pooled)
             bar.update(pooled.finished)
+
+
+def _media_settings(limits: Mapping[str, int], domains: tuple[str, ...]) -> MediaSettings:
+    """Media is decoded in this process: who calls it has the files."""
+    from preprocess.media.fetch import UrlFetcher
+    from preprocess.media.limits import DEFAULT_ITEMS, MediaLimits
+    from preprocess.media.settings import MediaSettings
+
+    if unknown := limits.keys() - DEFAULT_ITEMS.keys():
+        raise InvalidRequest(f"limit_mm_per_prompt names {min(unknown)!r}; there are {', '.join(DEFAULT_ITEMS)}")
+    return MediaSettings(MediaLimits(items={**DEFAULT_ITEMS, **limits}), fetch=UrlFetcher(domains) if domains else None)
 
 
 def _param_list(params: SamplingParams | Sequence[SamplingParams] | None, count: int) -> list[SamplingParams]:

@@ -151,7 +151,8 @@ class PoolingService:
             max_tokens=max_tokens,
         )
         return [
-            PoolingJob(f"{field}[{index}]", functools.partial(encode, prompt)) for index, prompt in enumerate(prompts)
+            PoolingJob(f"{field}[{index}]", prompt, functools.partial(encode, prompt))
+            for index, prompt in enumerate(prompts)
         ]
 
     def _pair_jobs(self, request: api.ScoreRequest, max_tokens: int | None, call: PoolingCall) -> list[PoolingJob]:
@@ -169,7 +170,7 @@ class PoolingService:
             max_tokens=max_tokens,
         )
         return [
-            PoolingJob(f"documents[{index}]", functools.partial(encode, query, document))
+            PoolingJob(f"documents[{index}]", document, functools.partial(encode, query, document))
             for index, (query, document) in enumerate(zip(queries, request.documents, strict=True))
         ]
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from forebay.errors import ForebayError, InvalidRequest
 from forebay.executor.v1 import executor_pb2 as wire
-from forebay.v1 import generation_pb2
+from forebay.v1 import generation_pb2, prompt_pb2
 from forebay.v1.errors_pb2 import ErrorReason
 from frontend.dispatcher import Dispatcher, ModelFacts
 from frontend.flight import Flight
@@ -25,6 +25,7 @@ class PoolingJob:
     """One input: its name in the request, and what makes a preprocess.pooling_encoder.PoolingInput of it in a thread."""
 
     field: str
+    prompt: prompt_pb2.Prompt  # the document's of a pair
     encode: Callable[[], Any]
 
 
@@ -71,7 +72,7 @@ class PoolingCall:
     async def _pool(self, job: PoolingJob, params: wire.PoolingParams) -> Pooled:
         sink = _ResultSink()
         try:
-            found, media = await self._threads.run(_encoded, job, self.facts.float_dtype)
+            found, media = await self._threads.run_on(job.prompt, _encoded, job, self.facts.float_dtype)
             flight = self._flight(found, media, params, sink)
             try:
                 self._dispatcher.launch(flight)

@@ -43,6 +43,7 @@ SERVICE_NAMES = tuple(service.full_name for service in (GENERATION, POOLING, TOK
 LIVENESS = "liveness"
 
 SOFT_METADATA_BYTES, HARD_METADATA_BYTES = 8 << 10, 16 << 10
+MEDIA_THREADS_PER_WORKER = 4  # most of which wait for hosts
 LAST_BYTES_S = 1.0  # for statuses under way, and for health watchers to be told, before connections close
 
 
@@ -64,7 +65,12 @@ class FrontendServer:
             config.executors, settings, wait_s=config.executor_wait_s, dns_refresh_s=config.dns_refresh_s
         )
         self.dispatcher.on_change = self._readiness_changed
-        self._threads = PreprocessThreads(model.preprocessor, config.preprocess_threads, config.max_queue_size)
+        self._threads = PreprocessThreads(
+            model.preprocessor,
+            config.preprocess_threads,
+            config.max_queue_size,
+            num_media_threads=MEDIA_THREADS_PER_WORKER * config.media_workers,
+        )
         self._scopes = RequestScopes(model, self.admission, config.default_timeout_s)
         self._generation = GenerationService(
             self._threads,

@@ -1,9 +1,10 @@
-"""Owns the threads that tokenize and render chats beside the event loop, and TokenizerService on top of them."""
+"""Owns the threads that turn prompts into ids and tensors beside the event loop, and TokenizerService on top of them."""
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -39,11 +40,15 @@ def has_media(prompt: prompt_pb2.Prompt) -> bool:
 
 
 class PreprocessThreads:
-    """Runs a Preprocessor's work in a few threads. Callers that leave do not wait for their work to end."""
+    """Runs a Preprocessor's work in a few threads. Callers that leave do not wait for their work to end.
 
-    def __init__(self, preprocessor: Any, num_threads: int, max_waiting: int) -> None:
+    Prompts with media have threads of their own: they wait for hosts and decoders, which is not to hold up texts.
+    """
+
+    def __init__(self, preprocessor: Any, num_threads: int, max_waiting: int, *, num_media_threads: int = 4) -> None:
         self.preprocessor = preprocessor
         self._threads = ThreadPoolExecutor(num_threads, thread_name_prefix="preprocess")
+        self._media_threads = ThreadPoolExecutor(num_media_threads, thread_name_prefix="preprocess-media")
         self._max_waiting = max_waiting + num_threads
         self._num_waiting = 0
 
@@ -60,7 +65,7 @@ class PreprocessThreads:
         Text that must become more than `max_tokens` is refused before it is tokenized.
         """
         if has_media(prompt):
-            return await self.run(self._encode_media, prompt, max_tokens, cut, float_dtype)
+            return await self.run_on(prompt, self._encode_media, prompt, max_tokens, cut, float_dtype)
         if prompt.WhichOneof("kind") == "token_ids":
             token_ids = self.preprocessor.encode(prompt)  # nothing to compute
         else:
@@ -76,8 +81,16 @@ class PreprocessThreads:
 
     async def run(self, work: Callable[..., T], *arguments: Any, **options: Any) -> T:
         """Runs the work in a thread; raises what it raises."""
+        return await self._run(self._threads, functools.partial(work, *arguments, **options))
+
+    async def run_on(self, prompt: prompt_pb2.Prompt, work: Callable[..., T], *arguments: Any, **options: Any) -> T:
+        """The same for work on this prompt, which may have media."""
+        threads = self._media_threads if has_media(prompt) else self._threads
+        return await self._run(threads, functools.partial(work, *arguments, **options))
+
+    async def _run(self, threads: ThreadPoolExecutor, work: Callable[[], T]) -> T:
         self._num_waiting += 1
-        future = self._threads.submit(work, *arguments, **options)
+        future = threads.submit(work)
         future.add_done_callback(self._note_end)
         return await asyncio.wrap_future(future)
 
@@ -88,7 +101,8 @@ class PreprocessThreads:
 
     def close(self) -> None:
         """Forgets what waits."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._threads, self._media_threads):
+            threads.shutdown(wait=False, cancel_futures=True)
 
     def _note_end(self, future: object) -> None:
         self._num_waiting -= 1  # from a worker thread or the loop's; under the GIL, a lost update is harmless
@@ -111,7 +125,9 @@ class TokenizerService:
         self._check(request.model)
         preprocessor = self._threads.preprocessor
         special = request.add_special_tokens if request.HasField("add_special_tokens") else True
-        token_ids = await self._threads.run(preprocessor.encode, request.prompt, add_special_tokens=special)
+        token_ids = await self._threads.run_on(
+            request.prompt, preprocessor.encode, request.prompt, add_special_tokens=special
+        )
         facts = self._dispatcher.facts
         response = api.TokenizeResponse(token_ids=token_ids, max_model_len=facts.max_model_len if facts else 0)
         if request.with_tokens:
@@ -135,7 +151,8 @@ class TokenizerService:
     ) -> api.RenderChatResponse:
         """Messages through the model's chat template."""
         self._check(request.model)
-        text, token_ids = await self._threads.run(self._threads.preprocessor.render_chat, request.chat)
+        prompt, render = prompt_pb2.Prompt(chat=request.chat), self._threads.preprocessor.render_chat
+        text, token_ids = await self._threads.run_on(prompt, render, request.chat)
         return api.RenderChatResponse(text=text, token_ids=token_ids)
 
     def _check(self, model: str) -> None:

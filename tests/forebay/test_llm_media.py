@@ -168,3 +168,16 @@ def test_placeholders_and_pictures_of_different_number_are_refused(llm: LLM) -> 
         with pytest.raises(InvalidRequest) as raised:
             llm.generate({"prompt": text, "multi_modal_data": {"image": images}})
         assert raised.value.reason == ErrorReason.ERROR_REASON_MEDIA_COUNT
+
+
+def test_a_prompt_has_no_more_items_than_are_allowed(tmp_path: Path) -> None:
+    materialize(read_golden("media/InternVLChatModel"), tmp_path)
+    image = PilImages.new("RGB", (20, 20))
+    options = {"dtype": "float32", "kv_cache_memory_bytes": 32 << 20, "num_threads": 1, "disable_tqdm": True}
+    with LLM(str(tmp_path), limit_mm_per_prompt={"image": 1}, **options) as llm:
+        prompt = {"prompt": "<image><image>", "multi_modal_data": {"image": [image, image]}}
+        with pytest.raises(InvalidRequest, match="2 image items; at most 1 are taken") as raised:
+            llm.generate(prompt)
+    assert raised.value.reason == ErrorReason.ERROR_REASON_MEDIA_TOO_LARGE
+    with pytest.raises(InvalidRequest, match="limit_mm_per_prompt names 'picture'"):
+        LLM(str(tmp_path), limit_mm_per_prompt={"picture": 1}, **options)

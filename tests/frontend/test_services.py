@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 
 from forebay.errors import FailedPrecondition
-from forebay.v1 import model_pb2, prompt_pb2, sampling_pb2
+from forebay.v1 import media_pb2, model_pb2, prompt_pb2, sampling_pb2
 from forebay.v1 import tokenizer_pb2 as api
 from forebay.v1.errors_pb2 import ErrorReason
 from tests.frontend.doubles import text_of
@@ -121,6 +123,24 @@ async def test_calls_that_would_wait_too_long_for_a_thread_are_refused_and_say_w
         assert error.message == "2 calls wait for the tokenizer" and error.retry_after_ms == 200
         up.preprocessor.gate.set()
         for call in calls:
+            await call
+
+
+async def test_texts_do_not_wait_for_media() -> None:
+    async with tier(preprocess_threads=1, media_workers=1) as up:
+        encode, gate = up.preprocessor.encode, threading.Event()
+
+        def encode_slowly(prompt: prompt_pb2.Prompt, **options: object) -> list[int]:
+            assert not prompt.media or gate.wait(10), "the test never opened the gate"
+            return encode(prompt, **options)
+
+        up.preprocessor.encode = encode_slowly
+        picture = prompt_pb2.Prompt(text="x", media=[media_pb2.Media(kind=media_pb2.MEDIA_KIND_IMAGE, data=b"x")])
+        slow = [up.tokenizer.Tokenize(api.TokenizeRequest(prompt=picture)) for _ in range(20)]
+        await until(lambda: up.server._threads._num_waiting == 20)
+        assert (await up.tokenizer.Tokenize(api.TokenizeRequest(prompt=TEXT))).token_ids
+        gate.set()
+        for call in slow:
             await call
 
 
