@@ -46,26 +46,27 @@ class LayerNorm:
 
 
 class LayerNormOfHeads:
-    """LayerNorm of each head, scaled by a weight of its own."""
+    """LayerNorm of each head, with a weight and a bias of its own."""
 
-    __slots__ = ("_eps", "weight")
+    __slots__ = ("_eps", "bias", "weight")
 
-    def __init__(self, weight: torch.Tensor, eps: float) -> None:
-        """weight (H, K)."""
-        self.weight, self._eps = weight, eps
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, eps: float) -> None:
+        """weight, bias (H, K)."""
+        self.weight, self.bias, self._eps = weight, bias, eps
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """x (T, H, K) -> (T, H, K)."""
-        return layer_norm(x, None, None, self._eps).mul_(self.weight)
+        x = layer_norm(x, None, None, self._eps).mul_(self.weight)
+        return x if self.bias is None else x.add_(self.bias)
 
 
 NormLayer = RmsNorm | LayerNorm | LayerNormOfHeads
 
 
 def make_norm(spec: Norm, weight: torch.Tensor | None, bias: torch.Tensor | None) -> NormLayer:
-    """The layer of a spec; weight (D), or (H, K) for a LayerNorm whose heads have weights of their own; bias (D) or None."""
+    """The layer of a spec; weight (D), or (H, K) for a LayerNorm whose heads have weights of their own; bias the same, or None."""
     if spec.kind == "rms":
         return RmsNorm(weight, spec.eps)
     if weight is not None and weight.dim() == 2:
-        return LayerNormOfHeads(weight, spec.eps)
+        return LayerNormOfHeads(weight, bias, spec.eps)
     return LayerNorm(weight, bias, spec.eps)

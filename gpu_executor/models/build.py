@@ -68,8 +68,8 @@ def _mixer(
                 spec,
                 qkv,
                 o,
-                q_norm=weights.norm(f"{name}.q_norm", norm) if spec.qk_norm else None,
-                k_norm=weights.norm(f"{name}.k_norm", norm) if spec.qk_norm else None,
+                q_norm=weights.norm(f"{name}.q_norm", spec.norm or norm) if spec.qk_norm else None,
+                k_norm=weights.norm(f"{name}.k_norm", spec.norm or norm) if spec.qk_norm else None,
                 cos_sin=tables(positions) if isinstance(positions, Rope) else None,
                 alibi_slopes=slopes,
             )

@@ -84,7 +84,7 @@ def _qk_norm(m: Attention, num_heads: int) -> tuple[int | None]:
 
 
 def _norms_of_heads(m: Attention) -> dict[str, Shape]:
-    """The weights of a norm whose heads each have one, below the mixer."""
+    """The weights of a norm whose heads each have one, below the mixer; with "bias" for "weight" they may have one too."""
     if m.qk_norm != "heads":
         return {}
     counts = {"q_norm": m.num_heads, "k_norm": m.num_kv_heads}
@@ -228,8 +228,10 @@ def _find_in_layer(name: str, layer: Layer, hidden_size: int) -> tuple[Role, Sha
     part, _, rest = name.partition(".")
     spec = {"mixer": layer.mixer, "cross": layer.cross, "mlp": layer.mlp}.get(part)
     names = _PARTS.get(type(spec), {})
-    if isinstance(spec, Attention) and rest in (of_heads := _norms_of_heads(spec)):
-        return Role.PER_HEAD, of_heads[rest]
+    if isinstance(spec, Attention):
+        of_heads = _norms_of_heads(spec)
+        if (weight := rest.removesuffix("bias") + "weight" if rest.endswith(".bias") else rest) in of_heads:
+            return Role.PER_HEAD, of_heads[weight]
     if isinstance(spec, Moe) and (expert := re.fullmatch(r"experts\.(\d+)\.(.+)", rest)):
         names, rest = (_EXPERT if int(expert[1]) < spec.num_experts else {}), expert[2]
     if rest not in names:

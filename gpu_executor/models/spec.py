@@ -93,7 +93,7 @@ class Attention:
     """Softmax attention over a paged KV cache, in groups of num_heads / num_kv_heads query heads per kv head.
 
     `qk_norm` normalizes queries and keys before they rotate: each head with one weight (K) for all of them ("head") or
-    with one of its own (H, K) ("heads"), or all heads together ("projection").
+    with one of its own (H, K) ("heads"), or all heads together ("projection"). `norm` is how; the stack's where it is None.
     """
 
     num_heads: int
@@ -104,6 +104,7 @@ class Attention:
     window: int | None = None  # keys that a query sees, itself included
     softcap: float | None = None  # scores s become softcap * tanh(s / softcap)
     qk_norm: Literal["head", "heads", "projection"] | None = None
+    norm: Norm | None = None
     clip: float | None = None  # queries, keys and values are clamped to [-clip, clip]
     causal: bool = True
 

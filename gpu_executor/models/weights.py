@@ -45,7 +45,9 @@ class Weights:
                 self._allocate_experts(f"{prefix}.mlp.experts", layer.mlp.num_experts)
             if isinstance(layer.mixer, Attention) and layer.mixer.qk_norm == "heads":
                 for norm, num_heads in (("q_norm", layer.mixer.num_heads), ("k_norm", layer.mixer.num_kv_heads)):
-                    self._allocate_rows(f"{prefix}.mixer.{norm}", num_heads)
+                    for kind in ("weight", "bias"):
+                        if f"{prefix}.mixer.{norm}.0.{kind}" in names:
+                            self._allocate_rows(f"{prefix}.mixer.{norm}", kind, num_heads)
             for group, parts in _FUSED.items():
                 if all(f"{prefix}.{part}.weight" in names for part in parts):
                     for kind in ("weight", "bias"):
@@ -79,10 +81,10 @@ class Weights:
             for part, view in zip(("gate", "up", "down"), parts, strict=True):
                 self.slots[f"{name}.{expert}.{part}.weight"] = view
 
-    def _allocate_rows(self, name: str, num_heads: int) -> None:
-        """One tensor (H, K) for the weights of a norm whose heads each have one."""
-        whole = self._fused[f"{name}.weight"] = self._empty((num_heads, *self._shape(f"{name}.0.weight")))
-        self.slots |= {f"{name}.{head}.weight": row for head, row in enumerate(whole)}
+    def _allocate_rows(self, name: str, kind: str, num_heads: int) -> None:
+        """One tensor (H, K) for the weights, or the biases, of a norm whose heads each have one."""
+        whole = self._fused[f"{name}.{kind}"] = self._empty((num_heads, *self._shape(f"{name}.0.{kind}")))
+        self.slots |= {f"{name}.{head}.{kind}": row for head, row in enumerate(whole)}
 
     def _shape(self, name: str) -> tuple[int, ...]:
         found = find(name, self._spec)
