@@ -15,15 +15,21 @@ from preprocess.tokenizer import TextTokenizer
 # None where a checkpoint of this architecture takes text alone.
 Factory = Callable[[ProcessorFiles], Processor | None]
 _FACTORIES: dict[str, Factory] = {}
+_BY_KEYS: dict[frozenset[str], str] = {}
 
 
-def processor(*architectures: str) -> Callable[[Factory], Factory]:
-    """Registers what makes the processor of checkpoints with these names in `architectures`."""
+def processor(*architectures: str, keys: tuple[str, ...] = ()) -> Callable[[Factory], Factory]:
+    """Registers what makes the processor of checkpoints with these names in `architectures`.
+
+    A config that names no architecture is one of the first name if it holds all of `keys`.
+    """
 
     def register(factory: Factory) -> Factory:
         for name in architectures:
             assert name not in _FACTORIES, f"{name} is registered twice"
             _FACTORIES[name] = factory
+        if keys:
+            _BY_KEYS[frozenset(keys)] = architectures[0]
         return factory
 
     return register
@@ -34,6 +40,7 @@ def load_processor(folder: Path, tokenizer: TextTokenizer | None) -> Processor |
     config = read_json(folder / "config.json") or read_json(folder / "params.json")
     _load_processors()
     names = config.get("architectures") or (["mistral-format"] if "vision_encoder" in config else [])
+    names = names or [name for keys, name in _BY_KEYS.items() if keys <= config.keys()]
     factory = next((_FACTORIES[name] for name in names if name in _FACTORIES), None)
     if factory is None or tokenizer is None:
         return None

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
-import torch
-
 from gpu_executor.models.config_reader import ConfigReader
-from gpu_executor.models.families.tower_rules import split_tower_qkv
+from gpu_executor.models.families.tower_rules import split_tower_qkv, without_batch
 from gpu_executor.models.registry import Resolved
 from gpu_executor.models.rules import Rule, change, rename
 from gpu_executor.models.towers.glm4v import Glm4Vision
@@ -63,11 +61,6 @@ def _rules(vit: VitLayers) -> tuple[Rule, ...]:
         rename(_PROJECTOR + r"gate_proj\.weight", "tower.gate.weight"),
         rename(_PROJECTOR + r"dense_h_to_4h\.weight", "tower.up.weight"),
         rename(_PROJECTOR + r"dense_4h_to_h\.weight", "tower.down.weight"),
-        change(_VISION + r"boi", "tower.begin", one_row),
-        change(_VISION + r"eoi", "tower.end", one_row),
+        change(_VISION + r"boi", "tower.begin", without_batch),
+        change(_VISION + r"eoi", "tower.end", without_batch),
     )
-
-
-def one_row(tensor: torch.Tensor) -> torch.Tensor:
-    """(1, 1, D) -> (1, D)."""
-    return tensor.flatten(0, 1)

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 
-import torch
-
 from gpu_executor.models.config_reader import ConfigReader
 from gpu_executor.models.families.llama import llama
 from gpu_executor.models.families.minicpm import minicpm
 from gpu_executor.models.families.qwen2 import qwen2
 from gpu_executor.models.families.text_model import behind
-from gpu_executor.models.families.tower_rules import resampler_rules, skip_layers_from, timm_rules
+from gpu_executor.models.families.tower_rules import resampler_rules, skip_layers_from, timm_rules, without_batch
 from gpu_executor.models.registry import Resolved, architecture
 from gpu_executor.models.rules import Rule, change, rename, skip
 from gpu_executor.models.towers.minicpmv import MiniCpmVision
@@ -75,7 +73,7 @@ def _rules(tower: MiniCpmVision, version: str) -> tuple[Rule, ...]:
     if version == "2.0":
         return (
             *timm_rules(_VISION, tower.vit),
-            change(_VISION + r"pos_embed", "tower.positions", _without_batch),
+            change(_VISION + r"pos_embed", "tower.positions", without_batch),
             *resampler,
             rename(r"resampler\.pos_embed", "tower.resampler.query_positions"),
         )
@@ -92,7 +90,3 @@ def _rules(tower: MiniCpmVision, version: str) -> tuple[Rule, ...]:
         *resampler,
         skip(r"resampler\.pos_embed"),  # of a fixed size; computed here
     )
-
-
-def _without_batch(table: torch.Tensor) -> torch.Tensor:
-    return table.squeeze(0)

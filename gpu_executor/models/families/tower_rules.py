@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from gpu_executor.models.rules import Rule, rename, skip, split_qkv, transpose
 from gpu_executor.models.spec import Attention
 from gpu_executor.models.towers.vit_layers import VitLayers
@@ -52,3 +54,8 @@ def resampler_rules(attention: str, behind: str, output_size: int) -> tuple[Rule
         rename(behind + r"ln_post\.(weight|bias)", target + r"norm.\1"),
         transpose(behind + r"proj", target + "proj.weight"),
     )
+
+
+def without_batch(tensor: torch.Tensor) -> torch.Tensor:
+    """(1, ...) -> (...)."""
+    return tensor.squeeze(0)
