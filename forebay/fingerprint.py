@@ -13,7 +13,7 @@ PROCESSOR_VERSION = 1  # goes up whenever the same media becomes other tensors
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
     "vocab.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "chat_template.jinja", "chat_template.json",
-    "qwen.tiktoken", "cl100k_base.tiktoken",
+    "qwen.tiktoken", "cl100k_base.tiktoken", "tekken.json",
 )  # fmt: skip
 
 

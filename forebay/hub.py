@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from forebay.errors import CheckpointError, InvalidRequest, NotFound, NotOffered, Unavailable
+from forebay.model_config import model_config_path
 
 # What is read beside the weights: configuration, tokenizer, chat template, index of shards.
 _TEXT_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken")
@@ -144,7 +145,7 @@ def _download(snapshot: _Snapshot, weights: bool) -> Path:
 
 def _checked(folder: Path, where: str, weights: bool) -> Path:
     """A folder that is a model's; raises CheckpointError."""
-    if not (folder / "config.json").is_file():
+    if not model_config_path(folder).is_file():
         raise CheckpointError(f"{where} has no config.json: is it a model?")
     if weights and not any(any(folder.glob(pattern)) for pattern, _ in _WEIGHT_FILES):
         raise CheckpointError(f"{where} has no weights in safetensors or .bin files")

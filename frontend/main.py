@@ -18,6 +18,7 @@ from forebay.executor.v1 import executor_pb2 as wire
 from forebay.fingerprint import PROCESSOR_VERSION, model_digest, tokenizer_digest
 from forebay.flags import ConfigError, add_flags, check_file_keys, describe_config, read_config
 from forebay.hub import resolve_model
+from forebay.model_config import model_config_path
 from frontend.config import FrontendConfig
 from frontend.detokenizer import SequenceText
 from frontend.logs import set_up_logging
@@ -69,7 +70,7 @@ def load_model_folder(config: FrontendConfig) -> tuple[Path, ServedModel, wire.F
         trust_remote_code=config.trust_remote_code,
         media=media_settings(config),
     )
-    architecture_config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    architecture_config = json.loads(model_config_path(folder).read_text(encoding="utf-8"))
     architectures = architecture_config.get("architectures") or [""]
     names = config.served_model_name or (folder.name if Path(config.model).is_dir() else config.model,)
     digest = model_digest(architecture_config)

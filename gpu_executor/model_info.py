@@ -9,6 +9,9 @@ from typing import Any
 
 from forebay.errors import CheckpointError
 from forebay.fingerprint import PROCESSOR_VERSION
+from forebay.model_config import model_config_path
+
+_EOS_OF_PARAMS = (2,)  # in mistral's own format control tokens have the same ids in every model
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -35,22 +38,23 @@ class ModelInfo:
 
 
 def read_model_config(folder: Path, overrides: dict[str, Any] | None) -> dict[str, Any]:
-    """config.json as data, with `--hf-overrides` merged in."""
+    """config.json as data, or params.json, with `--hf-overrides` merged in."""
     from gpu_executor.models.config_reader import apply_overrides
 
-    config = _read_json(folder / "config.json")
+    config = _read_json(model_config_path(folder))
     if config is None:
         raise CheckpointError(f"{folder.name} has no config.json: is it a model folder?")
     return apply_overrides(config, overrides) if overrides else config
 
 
 def eos_token_ids(folder: Path, config: dict[str, Any]) -> tuple[int, ...]:
-    """Ids that end a sequence: those of generation_config.json if it names any, else those of config.json."""
-    for source in (_read_json(folder / "generation_config.json") or {}, config):
+    """Ids that end a sequence: those of generation_config.json if it names any, else those of config.json or its text model."""
+    text = config.get("text_config")
+    for source in (_read_json(folder / "generation_config.json") or {}, config, text if isinstance(text, dict) else {}):
         value = source.get("eos_token_id")
         if value is not None:
             return tuple(value) if isinstance(value, list) else (value,)
-    return ()
+    return _EOS_OF_PARAMS if model_config_path(folder).name == "params.json" else ()
 
 
 def first_token_id(folder: Path, config: dict[str, Any]) -> int | None:

@@ -11,6 +11,7 @@ from typing import Any
 import tokenizers
 
 from forebay.errors import FailedPrecondition, InvalidRequest
+from forebay.model_config import model_config_path
 from forebay.v1 import prompt_pb2, sampling_pb2
 from forebay.v1.errors_pb2 import ErrorReason
 from preprocess.chat import ChatTemplate
@@ -74,7 +75,8 @@ class Preprocessor:
         """
         text_folder = Path(tokenizer_folder or folder)
         tokenizer = load_tokenizer(text_folder, trust_remote_code=trust_remote_code)
-        config, generation = read_json(Path(folder) / "config.json"), read_json(Path(folder) / "generation_config.json")
+        config = read_json(model_config_path(Path(folder)))
+        generation = read_json(Path(folder) / "generation_config.json")
         chat, problem = None, {}
         if tokenizer is not None and tokenizer.chat_template:
             try:

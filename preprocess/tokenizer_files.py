@@ -19,8 +19,9 @@ from forebay.errors import CheckpointError, FailedPrecondition, NotOffered
 from forebay.v1.errors_pb2 import ErrorReason
 from preprocess.json_files import read_json
 from preprocess.tokenizer import TextTokenizer
-from preprocess.tokenizer_adapters.adapter import adapt_tokenizer
+from preprocess.tokenizer_adapters.adapter import adapt_tokenizer, own_template
 from preprocess.tokenizer_adapters.recipes import own_code
+from preprocess.tokenizer_adapters.tekken import read_tekken
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +32,6 @@ _OLDER_FILES = (
     (("spiece.model",), "T5Tokenizer"),
     (("sentencepiece.bpe.model",), "XLMRobertaTokenizer"),
     (("vocab.txt",), "BertTokenizer"),
-    (("tekken.json",), None),
 )
 
 
@@ -47,6 +47,8 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> TextToke
     else:
         if adapted := adapt_tokenizer(folder):
             return adapted
+        if (folder / "tekken.json").is_file():
+            return read_tekken(folder, own_template(folder, read_json(folder / "tokenizer_config.json")))
         _refuse_own_code(folder, trust_remote_code)
         found = [(names, kind) for names, kind in _OLDER_FILES if all((folder / name).is_file() for name in names)]
         if not found:

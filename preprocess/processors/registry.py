@@ -8,6 +8,7 @@ import pkgutil
 from collections.abc import Callable
 from pathlib import Path
 
+from forebay.model_config import model_config_path
 from preprocess.json_files import read_json
 from preprocess.processors.processor import Processor, ProcessorFiles
 from preprocess.tokenizer import TextTokenizer
@@ -37,7 +38,7 @@ def processor(*architectures: str, keys: tuple[str, ...] = ()) -> Callable[[Fact
 
 def load_processor(folder: Path, tokenizer: TextTokenizer | None) -> Processor | None:
     """The processor of a folder; None where the model takes text alone, or has no tokenizer to write prompts with."""
-    config = read_json(folder / "config.json") or read_json(folder / "params.json")
+    config = read_json(model_config_path(folder))
     _load_processors()
     names = config.get("architectures") or (["mistral-format"] if "vision_encoder" in config else [])
     names = names or [name for keys, name in _BY_KEYS.items() if keys <= config.keys()]

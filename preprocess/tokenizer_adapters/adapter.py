@@ -33,7 +33,7 @@ def adapt_tokenizer(folder: Path) -> TextTokenizer | None:
     if recipe is None or not (folder / (recipe.tiktoken_file or "tokenizer.model")).is_file():
         return None
     named = _named_tokens(recipe, files)
-    template = _own_template(folder, settings)
+    template = own_template(folder, settings)
     if template is None and (rule := find_template(recipe, files)):
         template = (_TEMPLATES / rule.template).read_text(encoding="utf-8")
         named |= {"eos_token": rule.eos_token} if rule.eos_token else {}
@@ -130,7 +130,8 @@ def _content(token: Any) -> str | None:
     return content if isinstance(content, str) and content else None
 
 
-def _own_template(folder: Path, settings: Mapping[str, Any]) -> str | None:
+def own_template(folder: Path, settings: Mapping[str, Any]) -> str | None:
+    """The chat template that a checkpoint brings along."""
     path = folder / "chat_template.jinja"
     if path.is_file():
         return path.read_text(encoding="utf-8")

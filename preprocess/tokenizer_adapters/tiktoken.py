@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import tokenizers
@@ -36,19 +37,33 @@ def read_ranks(path: Path) -> dict[bytes, int]:
                 ranks[base64.b64decode(token, validate=True)] = int(rank)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path.name} of the checkpoint is not a tiktoken file: {error}") from error
+    return checked_ranks(ranks, path.name)
+
+
+def checked_ranks(ranks: dict[bytes, int], file: str) -> dict[bytes, int]:
+    """The ranks as they are, unless some number or byte has no token: CheckpointError."""
     if sorted(ranks.values()) != list(range(len(ranks))):
-        raise CheckpointError(f"{path.name} of the checkpoint leaves out ids or gives one twice")
+        raise CheckpointError(f"{file} of the checkpoint leaves out ids or gives one twice")
     if any(bytes([byte]) not in ranks for byte in range(256)):
-        raise CheckpointError(f"{path.name} of the checkpoint lacks tokens of single bytes")
+        raise CheckpointError(f"{file} of the checkpoint lacks tokens of single bytes")
     return ranks
 
 
 def build(path: Path, *, split: str, nfc: bool) -> tokenizers.Tokenizer:
     """The tokenizer of a tiktoken file, without control tokens; raises as `read_ranks`."""
-    ranks = read_ranks(path)
+    return build_from_ranks(read_ranks(path), split=split, nfc=nfc)
+
+
+def build_from_ranks(
+    ranks: Mapping[bytes, int], *, split: str, nfc: bool = False, before: Sequence[str] = ()
+) -> tokenizers.Tokenizer:
+    """The tokenizer of tokens with their ranks, whose ids follow those of the control tokens `before`."""
     letters = {token: "".join(_LETTERS[byte] for byte in token) for token in ranks}
     merges = [(letters[left], letters[right]) for left, right in _merges(ranks)]
-    vocab = {letters[token]: rank for token, rank in ranks.items()}
+    vocab = {letters[token]: len(before) + rank for token, rank in ranks.items()}
+    if twice := next((name for name in before if name in vocab), None):
+        raise CheckpointError(f"{twice} is the name of a control token of the checkpoint, and text as well")
+    vocab |= {name: index for index, name in enumerate(before)}
     tokenizer = tokenizers.Tokenizer(models.BPE(vocab, merges, fuse_unk=False, ignore_merges=True))
     if nfc:
         tokenizer.normalizer = normalizers.NFC()
@@ -62,7 +77,7 @@ def build(path: Path, *, split: str, nfc: bool) -> tokenizers.Tokenizer:
     return tokenizer
 
 
-def _merges(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
+def _merges(ranks: Mapping[bytes, int]) -> list[tuple[bytes, bytes]]:
     found = []
     for token in sorted(ranks, key=ranks.__getitem__):
         cuts = ((token[:i], token[i:]) for i in range(1, len(token)))

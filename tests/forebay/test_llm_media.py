@@ -29,6 +29,8 @@ def load(golden: dict[str, Any], folder: Path) -> LLM:
     materialize(golden, folder)
     # The reference rotates short prompts by the factors for short ones, however long a prompt may be.
     trained_len = golden["files"].get("config.json", {}).get("original_max_position_embeddings")
+    if "params.json" in golden["files"]:  # which says nothing of the context, so that it is 128,000
+        trained_len = 2048
     return LLM(
         str(folder),
         task=task,

@@ -127,7 +127,7 @@ def test_broken_tokenizer_json_names_the_file(tmp_path):
 
 
 def test_older_files_that_nothing_converts_say_what_is_missing(tmp_path):
-    (tmp_path / "tekken.json").write_text("{}")
+    (tmp_path / "spiece.model").write_bytes(b"no sentencepiece model")
     with pytest.raises(FailedPrecondition, match=r"no tokenizer\.json") as caught:
         load_tokenizer(tmp_path)
     assert caught.value.reason_name == "NO_TOKENIZER"
