@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
 from pathlib import Path
@@ -52,3 +53,16 @@ def test_transformers_does_not_take_our_kernels_for_a_package_of_that_name() -> 
 
     assert not utils.is_kernels_available()
     assert not (ROOT / "kernels" / "__init__.py").exists()
+
+
+def test_only_one_module_of_the_cpu_tier_speaks_http() -> None:
+    """What fetches what people name is checked in one place (preprocess/media/fetch.py)."""
+    clients = {"http", "urllib.request", "httpx", "httpx2", "requests", "aiohttp", "urllib3"}
+    found = set()
+    for path in [*(ROOT / "preprocess").rglob("*.py"), *(ROOT / "frontend").rglob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+            if any(name == client or name.startswith(f"{client}.") for name in names for client in clients):
+                found.add(path.relative_to(ROOT).as_posix())
+    assert found == {"preprocess/media/fetch.py"}

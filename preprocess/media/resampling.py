@@ -17,9 +17,12 @@ def check_rate(rate: int) -> None:
 
 
 def resampled(samples: np.ndarray, rate: int, wanted_rate: int | None) -> Audio:
-    """One channel (samples,) float32 at the wanted rate, by the filter that librosa resamples with too."""
+    """One channel (samples,) float32 at the wanted rate, as librosa resamples: soxr's HQ filter, lengths rounded up."""
     if wanted_rate is None or rate == wanted_rate:
         return Audio(samples, rate)
     import soxr  # only who hears needs it
 
-    return Audio(soxr.resample(samples, rate, wanted_rate, quality="HQ"), wanted_rate)
+    result = np.zeros(-(-len(samples) * wanted_rate // rate), np.float32)
+    found = soxr.resample(samples, rate, wanted_rate, quality="HQ")[: len(result)]
+    result[: len(found)] = found
+    return Audio(result, wanted_rate)

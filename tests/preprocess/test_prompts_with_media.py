@@ -20,7 +20,9 @@ from preprocess.media.decoder import decode
 from preprocess.media.limits import MediaLimits
 from preprocess.media.preparer import MediaPreparer
 from preprocess.media_item import EncodedPrompt
+from preprocess.pooling_encoder import PoolingEncoder
 from preprocess.preprocessor import Preprocessor
+from preprocess.sentence_prompts import SentencePrompts
 from preprocess.template_renderer import shared_renderer
 from preprocess.tokenizer import TextTokenizer
 from tests.preprocess.chat_templates import CONTROL_TOKENS, PARTS_ONLY, VISION
@@ -293,3 +295,62 @@ def test_a_rendered_chat_shows_the_placeholders_and_gives_the_ids_of_generation(
 
 def test_a_folder_of_a_text_model_has_no_processor() -> None:
     assert Preprocessor.load(Path(__file__).parents[2] / "demo" / "model").modalities == ()
+
+
+def test_inputs_to_pool_have_media_too() -> None:
+    up = bench(WRITES)
+    pooling = up.preprocessor.pooling
+    found = pooling.encode(to_prompt({"prompt": "A <image>", "multi_modal_data": {"image": IMAGE}}), num_token_types=1)
+    assert (
+        up.tokenizer.decode(found.token_ids, skip_special_tokens=False) == "A <patch><patch>" and len(found.media) == 1
+    )
+    found = pooling.encode(chat_prompt(user("A", IMAGE)), num_token_types=1)  # nobody is going to answer
+    assert (
+        up.tokenizer.decode(found.token_ids, skip_special_tokens=False)
+        == "<|im_start|>user\nA<patch><patch><|im_end|>\n"
+    )
+    ids = up.tokenizer.encode("<image>", add_special_tokens=False)
+    found = pooling.encode(
+        to_prompt({"prompt_token_ids": ids, "multi_modal_data": {"image": IMAGE}}), num_token_types=1
+    )
+    assert [placed.spans for placed in found.media] == [((0, 2),)]
+
+
+def test_inputs_to_pool_with_media_are_not_cut_and_are_no_pairs() -> None:
+    pooling = bench().preprocessor.pooling
+    prompt = to_prompt({"prompt": "A <image>", "multi_modal_data": {"image": IMAGE}})
+    with pytest.raises(InvalidRequest, match="cannot be cut to 2"):
+        pooling.encode(prompt, num_token_types=1, max_tokens=2)
+    with pytest.raises(InvalidRequest, match="plain text alone"):
+        pooling.encode_pair(to_prompt("query"), prompt, num_token_types=1)
+
+
+@pytest.mark.parametrize("counted", [True, False])
+def test_named_prompts_stand_before_texts_with_media(counted: bool) -> None:
+    up = bench()
+    prompts = SentencePrompts({"query": "find: "}, counted=counted)
+    pooling = PoolingEncoder(up.tokenizer, up.preprocessor.encode_prompt, prompts)
+    prompt = to_prompt({"prompt": "<image>", "multi_modal_data": {"image": IMAGE}})
+    if counted:
+        found = pooling.encode(prompt, num_token_types=1, prompt_name="query")
+        assert up.tokenizer.decode(found.token_ids, skip_special_tokens=False) == "find: <patch><patch>"
+        assert prompt.text == "<image>"
+    else:
+        with pytest.raises(InvalidRequest, match="stand before plain texts alone"):
+            pooling.encode(prompt, num_token_types=1, prompt_name="query")
+
+
+@pytest.mark.parametrize("markers", [CONTROL, PLAIN], ids=["control", "plain"])
+def test_what_a_prompt_costs_grows_with_its_length_alone(markers: dict[str, str]) -> None:
+    """Counted in what is looked at, not in time: the text that the processor gets and what it makes of it."""
+    lengths = []
+    for count in (4, 8, 16):
+        up = bench(CHATML, markers)
+        parts = [
+            part for index in range(count) for part in (Image.new("RGB", (4, 3), (index, 0, 0)), "<image> [picture]")
+        ]
+        found = up.encode(user(*parts))
+        assert len(found.media) == count
+        lengths.append((len(found.token_ids), len(up.processor.texts[0].text)))
+    for first, second, third in zip(*lengths, strict=True):
+        assert third - second == pytest.approx(2 * (second - first), rel=0.1)

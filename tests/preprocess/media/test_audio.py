@@ -61,6 +61,14 @@ def test_another_rate_is_resampled_as_librosa_does() -> None:
     assert np.array_equal(found.samples, wanted)
 
 
+@pytest.mark.parametrize(
+    ("count", "rate", "wanted"), [(8_002, 48_000, 2_668), (16_001, 44_100, 5_806), (1, 44_100, 1), (3, 8_000, 6)]
+)
+def test_lengths_are_rounded_up(count: int, rate: int, wanted: int) -> None:
+    found = sound_of(wav(np.ones(count, "<i2").tobytes(), rate=rate))
+    assert len(found.samples) == wanted
+
+
 @pytest.mark.parametrize(("kind", "subtype"), SOUNDS)
 def test_kinds_of_libsndfile(kind: str, subtype: str) -> None:
     _check_tone(sound_of(sound_file(kind, subtype)))
