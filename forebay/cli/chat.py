@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from forebay.cli.client_flags import add_connection_flags, add_generation_flags, connect, sampling
+from forebay.cli.media_flags import MediaItems, add_media_flags, parts, read_media
 from forebay.cli.parser import VerbParser
 from forebay.client import Client
 from forebay.errors import ForebayError
@@ -21,12 +22,14 @@ def main(arguments: Sequence[str]) -> int:
     """The exit status. On a terminal an error ends a turn; from a pipe or file it ends the conversation, by raising."""
     parser = VerbParser("chat", "Talks with the model of a running server: each line is a message, the answer streams.")
     parser.add_argument("--system", metavar="TEXT", help="instructions that stand above the conversation")
+    add_media_flags(parser, "the first message of each conversation")
     add_generation_flags(parser)
     add_connection_flags(parser)
     parsed = parser.parse_args(arguments)
+    media = read_media(parsed)
     with connect(parsed) as client:
         options = {"model": parsed.model, "priority": parsed.priority}
-        conversation = Conversation(client, parsed.system, sampling(parsed), **options)
+        conversation = Conversation(client, parsed.system, sampling(parsed), media, **options)
         interactive = sys.stdin.isatty()
         if interactive:
             print(f"{client.get_model(parsed.model).name}: {HELP}")
@@ -41,10 +44,15 @@ def main(arguments: Sequence[str]) -> int:
 
 
 class Conversation:
-    """The messages so far. A turn that fails or is stopped before anything came leaves no trace."""
+    """The messages so far; the first of the user's has the media. A turn that fails or is stopped before anything came leaves
+    no trace.
+    """
 
-    def __init__(self, client: Client, system: str | None, params: SamplingParams, **options: object) -> None:
+    def __init__(
+        self, client: Client, system: str | None, params: SamplingParams, media: MediaItems, **options: object
+    ) -> None:
         self._client, self._params, self._options = client, params, options
+        self._media = parts(media)
         self._system = [{"role": "system", "content": system}] if system else []
         self.messages = list(self._system)
 
@@ -54,15 +62,18 @@ class Conversation:
 
     def answer(self, text: str) -> Iterator[str]:
         """The pieces of the answer to what the user says; what came of it stays in the conversation."""
-        messages = [*self.messages, {"role": "user", "content": text}]
-        parts: list[str] = []
+        content = [{"type": "text", "text": text}]
+        if self.messages == self._system:
+            content = [*self._media, *content]
+        messages = [*self.messages, {"role": "user", "content": content}]
+        pieces: list[str] = []
         try:
             for delta in self._client.stream_chat(messages, self._params, **self._options):
-                parts.append(delta.text)
+                pieces.append(delta.text)
                 yield delta.text
         finally:
-            if any(parts):
-                self.messages = [*messages, {"role": "assistant", "content": "".join(parts)}]
+            if any(pieces):
+                self.messages = [*messages, {"role": "assistant", "content": "".join(pieces)}]
 
 
 def _turn(conversation: Conversation, text: str, interactive: bool) -> None:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from forebay.cli.client_flags import add_connection_flags, add_generation_flags, connect, sampling
+from forebay.cli.media_flags import add_media_flags, beside, read_media
 from forebay.cli.parser import VerbParser
 from forebay.client import Client
 from forebay.client_requests import PromptInput
@@ -20,29 +21,37 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--token-ids", metavar="N,N,…", help="token ids in place of a text; token ids are printed")
     parser.add_argument("--n", type=int, default=1, metavar="N", help="sequences to generate (default: 1)")
     parser.add_argument("--echo", action="store_true", help="print the prompt too")
+    add_media_flags(parser, "the prompt, which has the model's own placeholder, such as <image>, for each")
     add_generation_flags(parser)
     add_connection_flags(parser)
     parsed = parser.parse_args(arguments)
-    if parsed.token_ids is not None and parsed.prompt is not None:
+    as_ids = parsed.token_ids is not None
+    if as_ids and parsed.prompt is not None:
         raise ConfigError("give either a prompt or --token-ids")
-    prompt: PromptInput = _token_ids(parsed.token_ids) if parsed.token_ids is not None else _text(parsed.prompt)
+    media = beside(read_media(parsed))
+    prompt: PromptInput
+    if as_ids:
+        written, prompt = parsed.token_ids, {"prompt_token_ids": _token_ids(parsed.token_ids), **media}
+    else:
+        written = _text(parsed.prompt)
+        prompt = {"prompt": written, **media}
     params = sampling(parsed, n=parsed.n)
     options = {"model": parsed.model, "priority": parsed.priority}
     with connect(parsed) as client:
         if parsed.echo:
-            print(prompt if isinstance(prompt, str) else parsed.token_ids, end="", flush=True)
+            print(written, end="", flush=True)
         if parsed.n == 1:
-            _stream(client, prompt, params, **options)
+            _stream(client, prompt, params, as_ids, **options)
         else:
-            _print_all(client, prompt, params, **options)
+            _print_all(client, prompt, params, as_ids, **options)
     return 0
 
 
-def _stream(client: Client, prompt: PromptInput, params: SamplingParams, **options: object) -> None:
+def _stream(client: Client, prompt: PromptInput, params: SamplingParams, as_ids: bool, **options: object) -> None:
     begun = False
     try:
         for delta in client.stream(prompt, params, **options):
-            text = delta.text if isinstance(prompt, str) else "".join(f"{token_id} " for token_id in delta.token_ids)
+            text = "".join(f"{token_id} " for token_id in delta.token_ids) if as_ids else delta.text
             begun = begun or bool(text)
             print(text, end="", flush=True)
     finally:
@@ -50,10 +59,10 @@ def _stream(client: Client, prompt: PromptInput, params: SamplingParams, **optio
             print(flush=True)
 
 
-def _print_all(client: Client, prompt: PromptInput, params: SamplingParams, **options: object) -> None:
+def _print_all(client: Client, prompt: PromptInput, params: SamplingParams, as_ids: bool, **options: object) -> None:
     """Several sequences, one after the other: streamed, they would run into each other."""
     for sequence in client.generate(prompt, params, **options).outputs:
-        text = sequence.text if isinstance(prompt, str) else " ".join(map(str, sequence.token_ids))
+        text = " ".join(map(str, sequence.token_ids)) if as_ids else sequence.text
         print(f"[{sequence.index}] {text}")
 
 
