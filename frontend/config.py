@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from forebay.flags import setting
 from frontend.resolver import parse_executors
-from preprocess.media.fetch import UrlFetcher
-from preprocess.media.limits import parse_items
+from preprocess.media.flags import cache_setting, check_media_flags, domains_setting, limit_setting, workers_setting
 
 MODEL_NAME = re.compile(r"[A-Za-z0-9._/:@-]{1,256}")
 
@@ -45,28 +42,28 @@ class FrontendConfig:
         1024, help="requests that wait in the frontend; more are refused with RESOURCE_EXHAUSTED"
     )
     max_concurrent_streams: int = setting(1024, help="calls at once on one client connection")
-    max_message_bytes: int = setting(8 << 20, help="size of a message from or to a client", metavar="BYTES")
+    max_message_bytes: int = setting(
+        64 << 20, help="size of a message from or to a client; pictures and sound come in them", metavar="BYTES"
+    )
     max_unsent_bytes: int = setting(
         1 << 20, help="output kept for a client that does not read; more ends its call", metavar="BYTES"
     )
     preprocess_threads: int = setting(2, help="threads that tokenize, render chats and make tensors of media")
 
-    limit_mm_per_prompt: str = setting(
+    limit_mm_per_prompt: str = limit_setting()
+    allowed_media_domains: tuple[str, ...] = domains_setting()
+    media_workers: int = workers_setting()
+    media_cache_bytes: int = cache_setting()
+    preprocessors: str = setting(
         "",
-        help="how many images, videos and clips of sound a prompt can have (default: image=16,video=4,audio=16)",
-        metavar="image=N,video=N,audio=N",
+        help="preprocess services that encode prompts with media: host:port,… or dns:///name:port (default: this process)",
+        metavar="HOST:PORT,…",
     )
-    allowed_media_domains: tuple[str, ...] = setting(
-        (),
-        help="hosts that media is fetched from over https, NAME or *.NAME, comma-separated (default: none, so that clients "
-        "send the bytes)",
-        metavar="NAME,…",
+    max_concurrent_encodes: int = setting(
+        32, help="prompts that are with preprocess services at once; more of them wait"
     )
-    media_workers: int = setting(2, help="processes that decode images, videos and sound")
-    media_cache_bytes: int = setting(
-        512 << 20,
-        help="what is kept of media for requests that have it again: half for files, half for tensors",
-        metavar="BYTES",
+    preprocess_timeout_s: float = setting(
+        60.0, help="how long a preprocess service may take for a prompt", metavar="SECONDS"
     )
 
     default_timeout_s: float = setting(
@@ -93,27 +90,26 @@ class FrontendConfig:
         parse_executors(self.executors)
         if not 0 <= self.port <= 65535:
             raise ValueError(f"--port is {self.port}; a port is 0 to 65535")
-        for name in ("max_concurrent_requests", "max_concurrent_streams", "max_unsent_bytes", "preprocess_threads"):
+        for name in (
+            "max_concurrent_requests",
+            "max_concurrent_streams",
+            "max_unsent_bytes",
+            "preprocess_threads",
+            "max_concurrent_encodes",
+        ):
             self._check_at_least(name, 1)
-        self._check_at_least("media_workers", 1)
-        self._check_at_least("media_cache_bytes", 0)
-        self._check("limit_mm_per_prompt", parse_items)
-        self._check("allowed_media_domains", UrlFetcher)
+        check_media_flags(self)
+        if self.preprocessors:
+            parse_executors(self.preprocessors, flag="--preprocessors")
         self._check_at_least("max_queue_size", 0)
         self._check_at_least("max_message_bytes", 1024)
         for name in ("drain_grace_s", "executor_wait_s", "executor_stall_s"):
             self._check_at_least(name, 0)
-        for name in ("default_timeout_s", "executor_connect_timeout_s", "dns_refresh_s"):
+        for name in ("default_timeout_s", "executor_connect_timeout_s", "dns_refresh_s", "preprocess_timeout_s"):
             self._check_at_least(name, 0.001)
         for name in self.served_model_name:
             if not MODEL_NAME.fullmatch(name):
                 raise ValueError(f"--served-model-name {name!r}: letters, digits and . _ / : @ - only, at most 256")
-
-    def _check(self, name: str, parse: Callable[[Any], Any]) -> None:
-        try:
-            parse(getattr(self, name))
-        except ValueError as error:
-            raise ValueError(f"--{name.replace('_', '-')}: {error}") from None
 
     def _check_at_least(self, name: str, least: float) -> None:
         value = getattr(self, name)

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from forebay.errors import ForebayError
 from forebay.executor.v1 import executor_pb2 as wire
-from frontend.media_upload import FlightMedia
+from preprocess.ready_prompt import ReadyMedia
 
 
 class TokenSink(Protocol):
@@ -94,7 +94,7 @@ class Flight:
         deadline: float | None = None,
         cache_salt: bytes = b"",
         encoder_token_ids: Sequence[int] = (),
-        media: Sequence[FlightMedia] = (),
+        media: Sequence[ReadyMedia] = (),
         positions: Sequence[Sequence[int]] = (),
     ) -> None:
         """`encoder_token_ids` is what the encoder of an encoder-decoder reads; the prompt is the decoder's then.

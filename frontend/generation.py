@@ -17,8 +17,9 @@ from forebay.v1.model_pb2 import MODEL_TASK_GENERATE
 from frontend.dispatcher import Dispatcher, ModelFacts
 from frontend.flight import Flight
 from frontend.output import Output, Text
+from frontend.prompt_encoder import PromptEncoder
 from frontend.request_scope import RequestScope, RequestScopes
-from frontend.tokenization import PreprocessThreads, check_token_ids
+from frontend.tokenization import check_token_ids
 
 
 class Generation:
@@ -52,7 +53,7 @@ class GenerationService:
 
     def __init__(
         self,
-        threads: PreprocessThreads,
+        encoder: PromptEncoder,
         scopes: RequestScopes,
         dispatcher: Dispatcher,
         *,
@@ -60,7 +61,8 @@ class GenerationService:
         make_text: Callable[..., Text],
         max_unsent_bytes: int,
     ) -> None:
-        self._threads, self._scopes, self._dispatcher = threads, scopes, dispatcher
+        self._encoder, self._threads = encoder, encoder.threads
+        self._scopes, self._dispatcher = scopes, dispatcher
         self._resolve_sampling, self._make_text = resolve_sampling, make_text
         self._max_unsent_bytes = max_unsent_bytes
 
@@ -151,9 +153,8 @@ class GenerationService:
         # What is cut may be long, and so may an encoder's input, whose limit is another: the executor knows it.
         limited = decoder_token_ids is None and not request.sampling.HasField("truncate_prompt_tokens")
         limit = facts.max_model_len if limited else None
-        prompt = await self._threads.encode(
-            request.prompt, max_tokens=limit, cut=_cut(request.sampling), float_dtype=facts.float_dtype
-        )
+        cut = _cut(request.sampling)
+        prompt = await self._encoder.encode(request.prompt, facts, max_tokens=limit, cut=cut)
         token_ids = prompt.token_ids
         check_token_ids(token_ids, facts.vocab_size, "prompt")
         encoder_token_ids: list[int] = []

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
-import os
-import signal
 import socket
 import sys
 import uuid
@@ -15,20 +12,16 @@ from pathlib import Path
 from forebay.cli.parser import VerbParser
 from forebay.errors import EXIT_BAD_CONFIG, ForebayError
 from forebay.executor.v1 import executor_pb2 as wire
-from forebay.fingerprint import PROCESSOR_VERSION, model_digest, tokenizer_digest
 from forebay.flags import ConfigError, add_flags, check_file_keys, describe_config, read_config
-from forebay.hub import resolve_model
-from forebay.model_config import model_config_path
+from forebay.logs import set_up_logging
+from forebay.stop_signals import stop_on_signals
 from frontend.config import FrontendConfig
 from frontend.detokenizer import SequenceText
-from frontend.logs import set_up_logging
 from frontend.model_catalogue import ServedModel
 from frontend.sampling import resolve_sampling
 from frontend.server import FrontendServer, session_settings
-from preprocess.media.fetch import UrlFetcher
-from preprocess.media.limits import MediaLimits, parse_items
-from preprocess.media.settings import MediaSettings
-from preprocess.preprocessor import Preprocessor
+from preprocess.media.flags import media_settings
+from preprocess.model_folder import ModelFolder
 
 logger = logging.getLogger(__name__)
 
@@ -58,55 +51,23 @@ async def run(config: FrontendConfig, stop: asyncio.Event) -> None:
 
 def load_model_folder(config: FrontendConfig) -> tuple[Path, ServedModel, wire.Fingerprint]:
     """The model's folder, what is served of it, and what executors must have too; raises ForebayError."""
-    folder = resolve_model(config.model, revision=config.revision, download_dir=config.download_dir, weights=False)
-    tokenizer_folder = None
-    if config.tokenizer:
-        tokenizer_folder = resolve_model(
-            config.tokenizer, revision=config.revision, download_dir=config.download_dir, weights=False
-        )
-    preprocessor = Preprocessor.load(
-        folder,
-        tokenizer_folder=tokenizer_folder,
+    found = ModelFolder.open(
+        config.model,
+        revision=config.revision,
+        download_dir=config.download_dir,
+        tokenizer=config.tokenizer,
         trust_remote_code=config.trust_remote_code,
         media=media_settings(config),
     )
-    architecture_config = json.loads(model_config_path(folder).read_text(encoding="utf-8"))
-    architectures = architecture_config.get("architectures") or [""]
-    names = config.served_model_name or (folder.name if Path(config.model).is_dir() else config.model,)
-    digest = model_digest(architecture_config)
-    model = ServedModel(names=names, architecture=architectures[0], model_digest=digest, preprocessor=preprocessor)
-    fingerprint = wire.Fingerprint(
-        model_digest=digest,
-        # A tokenizer from elsewhere is a choice of the operator: executors, which never see it, hold the model's own.
-        tokenizer_digest="" if tokenizer_folder else tokenizer_digest(folder),
-        processor_version=PROCESSOR_VERSION,
+    architectures = found.config.get("architectures") or [""]
+    names = config.served_model_name or (found.folder.name if Path(config.model).is_dir() else config.model,)
+    model = ServedModel(
+        names=names,
+        architecture=architectures[0],
+        model_digest=found.fingerprint.model_digest,
+        preprocessor=found.preprocessor,
     )
-    return folder, model, fingerprint
-
-
-def media_settings(config: FrontendConfig) -> MediaSettings:
-    """How media is treated; it is always decoded in processes of its own here."""
-    return MediaSettings(
-        MediaLimits(items=parse_items(config.limit_mm_per_prompt)),
-        num_workers=config.media_workers,
-        fetch=UrlFetcher(config.allowed_media_domains) if config.allowed_media_domains else None,
-        item_cache_bytes=config.media_cache_bytes // 2,
-        file_cache_bytes=config.media_cache_bytes // 2,
-    )
-
-
-def stop_on_signals(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
-    """Sets `stop` at the first SIGTERM or SIGINT; the second one ends the process at once."""
-
-    def received(number: int) -> None:
-        if stop.is_set():
-            logging.shutdown()
-            os._exit(128 + number)
-        logger.info("%s received", signal.Signals(number).name)
-        stop.set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, received, number)
+    return found.folder, model, found.fingerprint
 
 
 async def serve(config: FrontendConfig) -> None:

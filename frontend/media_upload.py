@@ -3,49 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 from collections import deque
-from collections.abc import Awaitable, Callable, Collection, Iterable
-from typing import Any
+from collections.abc import Awaitable, Callable, Collection
 
 from forebay.executor.v1 import executor_pb2 as wire
-from forebay.media_packing import PackedItem, pack
-from forebay.v1.media_pb2 import MediaKind, TensorType
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class FlightMedia:
-    """An item of a flight's prompt, and the spans (start, length) of tokens that it stands behind."""
-
-    item: PackedItem
-    spans: tuple[tuple[int, int], ...]
-
-    def message(self) -> wire.MediaItem:
-        """What a Submit says of it."""
-        return wire.MediaItem(
-            kind=MediaKind.Value(f"MEDIA_KIND_{self.item.modality.upper()}"),
-            digest=self.item.digest,
-            tensors=[
-                wire.TensorHeader(
-                    name=form.name, dtype=TensorType.Value(f"TENSOR_TYPE_{form.dtype.upper()}"), shape=form.shape
-                )
-                for form in self.item.forms
-            ],
-            span_starts=[start for start, _ in self.spans],
-            span_lengths=[length for _, length in self.spans],
-        )
-
-
-def packed_media(placed: Iterable[Any], float_dtype: str) -> tuple[FlightMedia, ...]:
-    """Items in their places (preprocess.media_item.PlacedItem) as a flight takes them; an item that comes twice is packed once."""
-    packed: dict[int, PackedItem] = {}
-    found = []
-    for place in placed:
-        item = place.item
-        if id(item) not in packed:
-            packed[id(item)] = pack(item.modality, item.tensors, float_dtype)
-        found.append(FlightMedia(packed[id(item)], place.spans))
-    return tuple(found)
+from forebay.media_packing import PackedItem
+from preprocess.ready_prompt import ReadyMedia
 
 
 class MediaUploads:
@@ -66,7 +29,7 @@ class MediaUploads:
         self._changed = asyncio.Event()
         self.num_sent_bytes = 0
 
-    def want(self, media: Collection[FlightMedia], digests: Collection[bytes]) -> None:
+    def want(self, media: Collection[ReadyMedia], digests: Collection[bytes]) -> None:
         """The executor asks for items of a flight."""
         items = {found.item.digest: found.item for found in media}
         self._queue.extend(items[digest] for digest in digests if digest in items)

@@ -18,8 +18,8 @@ from frontend.dispatcher import Dispatcher, ModelFacts
 from frontend.embedding_formats import checked_format, cosines, pack, row_bytes
 from frontend.model_catalogue import ServedModel
 from frontend.pooling_call import Pooled, PoolingCall, PoolingJob
+from frontend.prompt_encoder import PromptEncoder
 from frontend.request_scope import RequestScope, RequestScopes
-from frontend.tokenization import PreprocessThreads
 
 MAX_INPUTS = 2_048
 SLACK_BYTES = 64 << 10  # of an answer, for what is not numbers
@@ -33,13 +33,13 @@ class PoolingService:
     def __init__(
         self,
         model: ServedModel,
-        threads: PreprocessThreads,
+        encoder: PromptEncoder,
         scopes: RequestScopes,
         dispatcher: Dispatcher,
         *,
         max_answer_bytes: int,
     ) -> None:
-        self._model, self._threads, self._scopes, self._dispatcher = model, threads, scopes, dispatcher
+        self._model, self._encoder, self._scopes, self._dispatcher = model, encoder, scopes, dispatcher
         self._max_answer_bytes = max_answer_bytes - SLACK_BYTES
 
     async def Embed(self, request: api.EmbedRequest, context: grpc.aio.ServicerContext) -> api.EmbedResponse:
@@ -134,7 +134,7 @@ class PoolingService:
             facts = await self._dispatcher.wait_for_facts()
             if not set(tasks) & set(facts.tasks):
                 facts.check_task(tasks[0])
-            yield scope, PoolingCall(scope, facts, self._threads, self._dispatcher)
+            yield scope, PoolingCall(scope, facts, self._encoder, self._dispatcher)
 
     def _jobs(
         self,
@@ -145,13 +145,20 @@ class PoolingService:
         prompt_name: str = "",
     ) -> list[PoolingJob]:
         encode = functools.partial(
-            self._threads.preprocessor.pooling.encode,
+            self._encoder.threads.preprocessor.pooling.encode,
             prompt_name=prompt_name,
             num_token_types=call.facts.num_token_types,
             max_tokens=max_tokens,
         )
+        pooling = self._encoder.threads.preprocessor.pooling
         return [
-            PoolingJob(f"{field}[{index}]", prompt, functools.partial(encode, prompt))
+            PoolingJob(
+                f"{field}[{index}]",
+                prompt,
+                functools.partial(encode, prompt),
+                elsewhere=pooling.whole_prompt(prompt, prompt_name) if self._encoder.serves_elsewhere(prompt) else None,
+                max_tokens=max_tokens,
+            )
             for index, prompt in enumerate(prompts)
         ]
 
@@ -165,7 +172,7 @@ class PoolingService:
             return self._jobs(request.documents, "documents", max_tokens, call)
         queries = request.queries if len(request.queries) > 1 else list(request.queries) * len(request.documents)
         encode = functools.partial(
-            self._threads.preprocessor.pooling.encode_pair,
+            self._encoder.threads.preprocessor.pooling.encode_pair,
             num_token_types=call.facts.num_token_types,
             max_tokens=max_tokens,
         )

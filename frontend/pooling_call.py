@@ -15,18 +15,24 @@ from forebay.v1 import generation_pb2, prompt_pb2
 from forebay.v1.errors_pb2 import ErrorReason
 from frontend.dispatcher import Dispatcher, ModelFacts
 from frontend.flight import Flight
-from frontend.media_upload import FlightMedia, packed_media
+from frontend.prompt_encoder import PromptEncoder
 from frontend.request_scope import RequestScope
-from frontend.tokenization import PreprocessThreads, check_token_ids
+from frontend.tokenization import check_token_ids
+from preprocess.ready_prompt import ReadyPrompt
 
 
 @dataclass(frozen=True, slots=True)
 class PoolingJob:
-    """One input: its name in the request, and what makes a preprocess.pooling_encoder.PoolingInput of it in a thread."""
+    """One input: its name in the request, and what makes a preprocess.pooling_encoder.PoolingInput of it in a thread.
+
+    `elsewhere` is the prompt that a preprocess service encodes instead, of which `max_tokens` are kept.
+    """
 
     field: str
     prompt: prompt_pb2.Prompt  # the document's of a pair
     encode: Callable[[], Any]
+    elsewhere: prompt_pb2.Prompt | None = None
+    max_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +47,9 @@ class Pooled:
 class PoolingCall:
     """The inputs of one call on their way. A refusal of an input names it."""
 
-    def __init__(
-        self, scope: RequestScope, facts: ModelFacts, threads: PreprocessThreads, dispatcher: Dispatcher
-    ) -> None:
+    def __init__(self, scope: RequestScope, facts: ModelFacts, encoder: PromptEncoder, dispatcher: Dispatcher) -> None:
         self.facts = facts
-        self._scope, self._threads, self._dispatcher = scope, threads, dispatcher
+        self._scope, self._encoder, self._dispatcher = scope, encoder, dispatcher
         self._num_prompt_tokens, self._num_cached_tokens = 0, 0
 
     async def run(self, jobs: Sequence[PoolingJob], params: wire.PoolingParams) -> list[Pooled]:
@@ -72,8 +76,13 @@ class PoolingCall:
     async def _pool(self, job: PoolingJob, params: wire.PoolingParams) -> Pooled:
         sink = _ResultSink()
         try:
-            found, media = await self._threads.run_on(job.prompt, _encoded, job, self.facts.float_dtype)
-            flight = self._flight(found, media, params, sink)
+            if job.elsewhere is not None:
+                ready = await self._encoder.encode(job.elsewhere, self.facts, cut=job.max_tokens)
+                flight = self._flight(ready, params, sink)
+            else:
+                found = await self._encoder.threads.run_on(job.prompt, job.encode)
+                ready = await self._encoder.threads.run_on(job.prompt, ReadyPrompt.of, found, self.facts.float_dtype)
+                flight = self._flight(ready, params, sink, found.type_ids, found.num_instruction_tokens)
             try:
                 self._dispatcher.launch(flight)
                 rows = await sink.rows()
@@ -88,10 +97,15 @@ class PoolingCall:
         return Pooled(rows, flight.num_prompt_tokens, num_cached_tokens)
 
     def _flight(
-        self, found: Any, media: tuple[FlightMedia, ...], params: wire.PoolingParams, sink: _ResultSink
+        self,
+        prompt: ReadyPrompt,
+        params: wire.PoolingParams,
+        sink: _ResultSink,
+        type_ids: Sequence[int] = (),
+        num_instruction_tokens: int = 0,
     ) -> Flight:
-        facts, num_tokens, type_ids = self.facts, len(found.token_ids), found.type_ids
-        check_token_ids(found.token_ids, facts.vocab_size, "token_ids")
+        facts, num_tokens = self.facts, len(prompt.token_ids)
+        check_token_ids(prompt.token_ids, facts.vocab_size, "token_ids")
         if num_tokens > facts.max_model_len:
             raise InvalidRequest(
                 f"the prompt has {num_tokens:,} tokens; the model takes {facts.max_model_len:,}",
@@ -102,25 +116,19 @@ class PoolingCall:
         if max(type_ids, default=0) >= max(1, facts.num_token_types):
             has = f"{facts.num_token_types} token types" if facts.num_token_types else "no token types"
             raise InvalidRequest(f"token type {max(type_ids)} is not one of the model's, which has {has}")
-        own = wire.PoolingParams(token_type_ids=type_ids, num_instruction_tokens=found.num_instruction_tokens)
+        own = wire.PoolingParams(token_type_ids=type_ids, num_instruction_tokens=num_instruction_tokens)
         own.MergeFrom(params)
         scope = self._scope
         return Flight(
-            found.token_ids,
+            prompt.token_ids,
             None,
             sink,
             pooling=own,
             priority=scope.priority,
             deadline=scope.deadline,
-            media=media,
-            positions=() if found.positions is None else found.positions.tolist(),
+            media=prompt.media,
+            positions=prompt.positions,
         )
-
-
-def _encoded(job: PoolingJob, float_dtype: str) -> tuple[Any, tuple[FlightMedia, ...]]:
-    """What a job's input became, and its media as a flight takes it."""
-    found = job.encode()
-    return found, packed_media(found.media, float_dtype)
 
 
 class _ResultSink:

@@ -13,25 +13,25 @@ logger = logging.getLogger(__name__)
 ADDRESS = re.compile(r"[^\s/,]+:([0-9]{1,5})")
 
 
-def parse_executors(text: str) -> tuple[str | None, tuple[str, ...]]:
+def parse_executors(text: str, *, flag: str = "--executors") -> tuple[str | None, tuple[str, ...]]:
     """(name:port to look up, ()) for dns:///name:port, else (None, the addresses); raises ValueError."""
     if text.startswith("dns:///"):
         name = text.removeprefix("dns:///")
-        _check_address(name)
+        _check_address(name, flag)
         return name, ()
     addresses = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
     if not addresses:
-        raise ValueError("--executors names no executor; it takes host:port,… or dns:///name:port")
+        raise ValueError(f"{flag} names no server; it takes host:port,… or dns:///name:port")
     for address in addresses:
         if not address.startswith("unix:"):
-            _check_address(address)
+            _check_address(address, flag)
     return None, addresses
 
 
-def _check_address(address: str) -> None:
+def _check_address(address: str, flag: str) -> None:
     match = ADDRESS.fullmatch(address)
     if match is None or not 1 <= int(match[1]) <= 65535:
-        raise ValueError(f"--executors: {address!r} is not host:port")
+        raise ValueError(f"{flag}: {address!r} is not host:port")
 
 
 async def look_up(name: str) -> tuple[str, ...]:
@@ -58,7 +58,7 @@ async def watch(name: str, every_s: float, changed: Callable[[tuple[str, ...]], 
         except OSError as error:
             addresses = ()
             if not failing:
-                logger.warning("cannot look up %s: %s; keeping %d executors", name, error, len(last))
+                logger.warning("cannot look up %s: %s; keeping %d addresses", name, error, len(last))
         failing = not addresses
         if addresses and addresses != last:
             logger.info("%s is now %s", name, ", ".join(addresses))

@@ -25,8 +25,11 @@ from frontend.generation import GenerationService
 from frontend.model_catalogue import ModelService, ServedModel
 from frontend.output import Text
 from frontend.pooling import PoolingService
+from frontend.preprocess_client import PreprocessClient
+from frontend.prompt_encoder import PromptEncoder
 from frontend.request_scope import RequestScopes
-from frontend.tokenization import PreprocessThreads, TokenizerService
+from frontend.tokenization import TokenizerService
+from preprocess.threads import PreprocessThreads
 
 logger = logging.getLogger(__name__)
 
@@ -42,8 +45,8 @@ SERVICE_NAMES = tuple(service.full_name for service in (GENERATION, POOLING, TOK
 # loss changes and a restart of the frontend would not mend.
 LIVENESS = "liveness"
 
-SOFT_METADATA_BYTES, HARD_METADATA_BYTES = 8 << 10, 16 << 10
 MEDIA_THREADS_PER_WORKER = 4  # most of which wait for hosts
+SOFT_METADATA_BYTES, HARD_METADATA_BYTES = 8 << 10, 16 << 10
 LAST_BYTES_S = 1.0  # for statuses under way, and for health watchers to be told, before connections close
 
 
@@ -71,9 +74,20 @@ class FrontendServer:
             config.max_queue_size,
             num_media_threads=MEDIA_THREADS_PER_WORKER * config.media_workers,
         )
+        self._services = None
+        if config.preprocessors:
+            self._services = PreprocessClient(
+                config.preprocessors,
+                settings.fingerprint,
+                max_running=config.max_concurrent_encodes,
+                max_waiting=config.max_queue_size,
+                timeout_s=config.preprocess_timeout_s,
+                dns_refresh_s=config.dns_refresh_s,
+            )
+        encoder = PromptEncoder(self._threads, self._services)
         self._scopes = RequestScopes(model, self.admission, config.default_timeout_s)
         self._generation = GenerationService(
-            self._threads,
+            encoder,
             self._scopes,
             self.dispatcher,
             resolve_sampling=resolve_sampling,
@@ -81,7 +95,7 @@ class FrontendServer:
             max_unsent_bytes=config.max_unsent_bytes,
         )
         self._pooling = PoolingService(
-            model, self._threads, self._scopes, self.dispatcher, max_answer_bytes=config.max_message_bytes
+            model, encoder, self._scopes, self.dispatcher, max_answer_bytes=config.max_message_bytes
         )
         check_open = self.admission.check_open
         self._tokenizer = TokenizerService(model, self._threads, self.dispatcher, check_open)
@@ -109,6 +123,8 @@ class FrontendServer:
             raise OSError(f"cannot listen on {self._config.host}:{self._config.port}: {error}") from error
         await server.start()
         self.dispatcher.start()
+        if self._services is not None:
+            self._services.start()
         return port
 
     async def drain(self, grace_s: float) -> None:
@@ -133,6 +149,8 @@ class FrontendServer:
         if self._server is not None:
             await self._server.stop(LAST_BYTES_S)
         await self.dispatcher.close()
+        if self._services is not None:
+            await self._services.close()
         self._threads.close()
 
     def _readiness_changed(self, ready: bool) -> None:

@@ -37,7 +37,7 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 def build_engine(config: ExecutorConfig, *, progress: bool = True) -> tuple[Engine, ModelInfo]:
     """Loads the model and sizes the KV cache. Raises ForebayError or ValueError that says what to change."""
     started = time.monotonic()
-    device = _device(config.device)
+    device = choose_device(config.device)
     if device.type == "cpu":
         torch.set_num_threads(config.num_threads or len(os.sched_getaffinity(0)))
     dummy = config.load_format == "dummy"
@@ -156,7 +156,8 @@ def choose_task(asked: str, found: Architecture, files: SentenceFiles | None) ->
     return "embed" if files is not None and found.tasks[0] == "generate" else found.tasks[0]
 
 
-def _device(name: str) -> torch.device:
+def choose_device(name: str) -> torch.device:
+    """The device of a flag; raises ValueError for a GPU that is not there."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():

@@ -58,20 +58,31 @@ class PoolingEncoder:
         if prompt.HasField("decoder_token_ids"):
             raise InvalidRequest("this model has no encoder, and so no prompt of the decoder beside the prompt")
         kind = prompt.WhichOneof("kind")
-        if kind == "text" and (prompt.media or prompt.parse_special_tokens):
-            return self._encode_own_format(prompt, self._prompts.text(prompt_name), max_tokens)
+        if kind == "chat" or prompt.media or prompt.parse_special_tokens:
+            return self._input(self.whole_prompt(prompt, prompt_name), max_tokens)
         if kind == "text" and prompt.text:
             return self._encode_text(prompt.text, self._prompts.text(prompt_name), num_token_types, max_tokens)
         if prompt_name:
             raise InvalidRequest("named prompts stand before texts, and this input is none")
-        if kind == "token_ids" and prompt.token_ids.ids and not prompt.media:
+        if kind == "token_ids" and prompt.token_ids.ids:
             type_ids = list(prompt.token_ids.type_ids)
             return PoolingInput(_end(list(prompt.token_ids.ids), max_tokens), _end(type_ids, max_tokens))
-        if kind == "chat" and not prompt.chat.HasField("add_generation_prompt"):
-            chat = prompt_pb2.Chat(add_generation_prompt=False)
-            chat.MergeFrom(prompt.chat)
-            prompt = prompt_pb2.Prompt(chat=chat, media=prompt.media)
         return self._input(prompt, max_tokens)
+
+    def whole_prompt(self, prompt: prompt_pb2.Prompt, prompt_name: str) -> prompt_pb2.Prompt:
+        """A chat, or a prompt with media or in the model's own format, as it is encoded here: like one to be continued."""
+        kind, whole = prompt.WhichOneof("kind"), prompt_pb2.Prompt()
+        whole.CopyFrom(prompt)
+        if kind == "text":
+            name = self._prompts.text(prompt_name)
+            if name and not self._prompts.counted:
+                raise InvalidRequest("this checkpoint's named prompts stand before plain texts alone")
+            whole.text = name + prompt.text
+        elif prompt_name:
+            raise InvalidRequest("named prompts stand before texts, and this input is none")
+        if kind == "chat" and not prompt.chat.HasField("add_generation_prompt"):
+            whole.chat.add_generation_prompt = False
+        return whole
 
     def encode_pair(
         self,
@@ -107,15 +118,6 @@ class PoolingEncoder:
     def _input(self, prompt: prompt_pb2.Prompt, max_tokens: int | None) -> PoolingInput:
         encoded = self._encode_prompt(prompt).end(max_tokens)
         return PoolingInput(encoded.token_ids, [], media=encoded.media, positions=encoded.positions)
-
-    def _encode_own_format(self, prompt: prompt_pb2.Prompt, name: str, max_tokens: int | None) -> PoolingInput:
-        """A text with media, or one that names the model's own special tokens, behind the prompt of this name."""
-        if name and not self._prompts.counted:
-            raise InvalidRequest("this checkpoint's named prompts stand before plain texts alone")
-        whole = prompt_pb2.Prompt()
-        whole.CopyFrom(prompt)
-        whole.text = name + prompt.text
-        return self._input(whole, max_tokens)
 
     def _encode_text(self, text: str, prompt: str, num_token_types: int, max_tokens: int | None) -> PoolingInput:
         tokenizer = need_tokenizer(self._text)

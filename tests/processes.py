@@ -107,7 +107,7 @@ class Server:
 def executor(*flags: str) -> Iterator[tuple[Server, str]]:
     """An executor with the embedded model, once it serves, and its address."""
     address = f"127.0.0.1:{free_port()}"
-    with _running("executor", str(MODEL), "--listen", address, *EXECUTOR_FLAGS, *flags) as server:
+    with running("executor", str(MODEL), "--listen", address, *EXECUTOR_FLAGS, *flags) as server:
         wait_until_serving(address, EXECUTOR, server)
         yield server, address
 
@@ -117,7 +117,7 @@ def frontend(*executors: str, flags: tuple[str, ...] = ()) -> Iterator[tuple[Ser
     """A frontend of these executors, once it serves, and its address."""
     port = free_port()
     command = ("frontend", str(MODEL), "--executors", ",".join(executors), "--port", str(port), *flags)
-    with _running(*command) as server:
+    with running(*command) as server:
         wait_until_serving(f"127.0.0.1:{port}", GENERATION, server)
         yield server, f"127.0.0.1:{port}"
 
@@ -127,13 +127,13 @@ def serve(*flags: str, model: Path = MODEL) -> Iterator[tuple[Server, str, str]]
     """`forebay serve` with a model, once it says that it is ready; the addresses of frontend and executor."""
     executor_address = f"127.0.0.1:{free_port()}"
     command = ("serve", str(model), "--port", "0", "--listen", executor_address, *EXECUTOR_FLAGS, *flags)
-    with _running(*command) as server:
+    with running(*command) as server:
         address = server.line("ready: ").split(" on ")[1].partition(";")[0]
         yield server, address, executor_address
 
 
 @contextlib.contextmanager
-def _running(*arguments: str) -> Iterator[Server]:
+def running(*arguments: str) -> Iterator[Server]:
     server = Server(*arguments)
     try:
         yield server

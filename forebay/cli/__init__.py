@@ -38,6 +38,10 @@ VERBS = {
         "frontend.main", "the CPU tier: take text and chat, and have executors generate",
         "forebay frontend Qwen/Qwen2-0.5B-Instruct --executors executor-a:50061,executor-b:50061", "frontend",
     ),
+    "preprocess": Verb(
+        "forebay.cli.preprocess", "the optional tier: make tensors of images, videos and sound for frontends",
+        "forebay preprocess Qwen/Qwen2-VL-2B-Instruct --listen 0.0.0.0:50071", "frontend",
+    ),
     "generate": Verb(
         "forebay.cli.generate", "continue a prompt on a running server",
         'forebay generate "Once upon a time" --max-tokens 64',

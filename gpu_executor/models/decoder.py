@@ -35,7 +35,7 @@ class Decoder:
             self._encoder = Stack(spec.encoder, weights, RopeTables(spec.max_encoder_len, device), prefix=ENCODER)
         self._head = None
         if spec.has_head:
-            head = self._stack.embed if decoder.tied else weights.get("head.weight")
+            head = self._stack.embed.weight if decoder.tied else weights.get("head.weight")
             self._head = Linear(head, weights.get("head.bias"))
         self.tower = None
         if spec.tower is not None:
@@ -72,7 +72,7 @@ class Decoder:
     def encode_media(self, items: Sequence[TowerInput]) -> list[torch.Tensor]:
         """Features (n, D) of each item, which take the place of token embeddings."""
         assert self.tower is not None
-        return self.tower(items, self._stack.embedded_ids)
+        return self.tower(items, self._stack.embed)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """hidden (N, D) -> (N, V) float32, the caller's to change."""

@@ -74,7 +74,7 @@ def load_model(
     Raises UnknownArchitecture, or CheckpointError naming the key, file or tensor that is wrong. "dummy" needs no weight
     files: it draws random weights.
     """
-    resolved = _resolve(config, max_model_len, task, with_head=with_head)
+    resolved = read_model(config, max_model_len, task, with_head=with_head)
     if load_format == "dummy":
         weights = Weights(resolved.spec, required(resolved.spec, resolved.extras), dtype, device)
         _fill_dummy(weights, seed)
@@ -83,9 +83,10 @@ def load_model(
     return Decoder(resolved.spec, weights, dtype, device)
 
 
-def _resolve(
+def read_model(
     config: dict[str, Any], max_model_len: int | None, task: str | None = None, *, with_head: bool = False
 ) -> Resolved:
+    """What a config.json says, for a task as in registry.resolve. Raises NotOffered for a checkpoint that is quantized."""
     reader = ConfigReader(config, max_model_len)
     resolved = registry.resolve(reader, task, with_head=with_head)
     quantization = reader.section("quantization_config", "compression_config")
@@ -103,8 +104,22 @@ def _load_weights(
     matches = {match.source: match for match in match_names(checkpoint.tensors, resolved.rules)}
     sources = _check_names(matches, resolved)
     weights = Weights(resolved.spec, sources, dtype, device)
+    fill_weights(weights, checkpoint, matches, sources, description="loading weights", progress=progress)
+    return weights
+
+
+def fill_weights(
+    weights: Weights,
+    checkpoint: Checkpoint,
+    matches: dict[str, Match],
+    sources: dict[str, str],
+    *,
+    description: str,
+    progress: bool,
+) -> None:
+    """Fills the slots that `sources` names, from each canonical name's tensor; `matches` by the checkpoint's names."""
     wanted = list(dict.fromkeys(sources.values()))
-    sizes = {name: math.prod(checkpoint.tensors[name].shape) * dtype.itemsize for name in wanted}
+    sizes = {name: math.prod(checkpoint.tensors[name].shape) * weights.dtype.itemsize for name in wanted}
 
     def fill(stored: tuple[str, torch.Tensor]) -> int:
         source, tensor = stored
@@ -114,11 +129,10 @@ def _load_weights(
         return sizes[source]
 
     with tqdm(
-        total=sum(sizes.values()), desc="loading weights", unit="B", unit_scale=True, disable=None if progress else True
+        total=sum(sizes.values()), desc=description, unit="B", unit_scale=True, disable=None if progress else True
     ) as bar:
         for num_bytes in _in_parallel(fill, checkpoint.read(wanted)):
             bar.update(num_bytes)
-    return weights
 
 
 def _in_parallel(function: Callable[[Any], int], items: Iterable[Any]) -> Iterator[int]:
@@ -206,7 +220,7 @@ def weight_table(
     folder: Path, config: dict[str, Any], max_model_len: int | None = None, task: str | None = None
 ) -> tuple[Resolved, list[WeightRow]]:
     """The resolved model and its tensors with their rules, from the headers alone: no weights are read."""
-    resolved = _resolve(config, max_model_len, task)
+    resolved = read_model(config, max_model_len, task)
     checkpoint = Checkpoint(folder)
     rows = []
     for match in match_names(checkpoint.tensors, resolved.rules):

@@ -16,15 +16,30 @@ from gpu_executor.models.weights import Weights
 from kernels.embedding import embedding
 
 
+class Embedding:
+    """Rows of the vocabulary's table, scaled: what media's features take the place of."""
+
+    def __init__(self, weight: torch.Tensor, scale: float) -> None:
+        """weight (V, D)."""
+        # The scale is rounded to the number format, as the models' own code does.
+        self.weight, self._scale = weight, torch.tensor(scale, dtype=weight.dtype).item()
+
+    def __call__(self, token_ids: torch.Tensor) -> torch.Tensor:
+        """token_ids (n,) int64 -> (n, D)."""
+        x = embedding(token_ids, self.weight)
+        if self._scale != 1.0:
+            x *= self._scale
+        return x
+
+
 class Stack:
     """Everything of a spec up to the hidden states. The tensors' names begin with `prefix`, but for the embedding's."""
 
     def __init__(self, spec: DecoderSpec, weights: Weights, tables: RopeTables, *, prefix: str = "") -> None:
         self.blocks = [build_block(spec, index, weights, tables, prefix) for index in range(len(spec.layers))]
-        self.embed, self._positions = weights.get("embed.weight"), weights.get(f"{prefix}positions.weight")
+        self.embed = Embedding(weights.get("embed.weight"), spec.embed_scale)
+        self._positions = weights.get(f"{prefix}positions.weight")
         self._segments = weights.get(f"{prefix}segments.weight")
-        # The scale is rounded to the number format, as the models' own code does.
-        self._embed_scale = torch.tensor(spec.embed_scale, dtype=weights.dtype).item()
         self._embed_norm = weights.norm(f"{prefix}embed_norm", spec.norm) if spec.norm.affine else None
         self._project_in = weights.linear(f"{prefix}project_in")
         self._project_out = weights.linear(f"{prefix}project_out")
@@ -65,16 +80,9 @@ class Stack:
             hidden = residual.add_(x) if self._norm is None else self._norm.add(x, residual)[0]
         return hidden if self._project_out is None else self._project_out(hidden)
 
-    def embedded_ids(self, token_ids: torch.Tensor) -> torch.Tensor:
-        """token_ids (n) -> rows (n, D) as media's features replace them: scaled, before anything is added."""
-        x = embedding(token_ids, self.embed)
-        if self._embed_scale != 1.0:
-            x *= self._embed_scale
-        return x
-
     def _embedded(self, batch: Batch) -> torch.Tensor:
         """(T, D): what the first block sees."""
-        x = self.embedded_ids(batch.token_ids)
+        x = self.embed(batch.token_ids)
         if batch.features is not None:
             x[batch.features.rows] = batch.features.values
         if self._project_in is not None:

@@ -30,6 +30,8 @@ BOUNDS = {
     "preprocess_threads": (1, None),
     "media_workers": (1, None),
     "media_cache_bytes": (0, None),
+    "max_concurrent_encodes": (1, None),
+    "preprocess_timeout_s": (0.001, None),
     "default_timeout_s": (0.001, None),
     "drain_grace_s": (0, None),
     "executor_connect_timeout_s": (0.001, None),

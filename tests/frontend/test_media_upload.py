@@ -10,8 +10,9 @@ import numpy as np
 
 from forebay.executor.v1 import executor_pb2 as wire
 from forebay.media_packing import PackedItem, pack
-from frontend.media_upload import FlightMedia, MediaUploads, packed_media
+from frontend.media_upload import MediaUploads
 from preprocess.media_item import MediaItem, PlacedItem
+from preprocess.ready_prompt import ReadyMedia, packed_media
 
 MIB = 1 << 20
 
@@ -51,7 +52,7 @@ async def settle() -> None:
 
 def want(executor: Executor, uploads: MediaUploads, *items: PackedItem) -> None:
     executor.aboard.update(found.digest for found in items)
-    uploads.want([FlightMedia(found, ((0, 1),)) for found in items], [found.digest for found in items])
+    uploads.want([ReadyMedia(found, ((0, 1),)) for found in items], [found.digest for found in items])
 
 
 async def test_items_go_up_one_after_the_other_as_far_as_the_credit_goes() -> None:

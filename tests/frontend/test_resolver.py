@@ -47,7 +47,7 @@ def test_urls_lists_of_names_and_spaces_are_no_hosts(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["", " , ,"])
 def test_no_address_at_all_is_refused_with_what_it_takes(text: str) -> None:
-    with pytest.raises(ValueError, match=r"names no executor; it takes host:port,… or dns:///name:port"):
+    with pytest.raises(ValueError, match=r"names no server; it takes host:port,… or dns:///name:port"):
         parse_executors(text)
 
 
@@ -110,7 +110,7 @@ async def test_bad_and_empty_answers_keep_the_last_good_ones_and_are_logged_once
         told = await changes([("a:1",), *bad, ("a:1",), *bad, ("b:1",)], monkeypatch)
     assert told == [("a:1",), ("b:1",)]
     assert [record.getMessage() for record in caplog.records] == [
-        "cannot look up executors:1: no such name; keeping 1 executors"
+        "cannot look up executors:1: no such name; keeping 1 addresses"
     ] * 2
 
 

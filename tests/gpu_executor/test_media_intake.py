@@ -12,10 +12,10 @@ from forebay.errors import InvalidRequest
 from forebay.executor.v1 import executor_pb2 as wire
 from forebay.media_packing import PackedItem, pack
 from forebay.v1 import media_pb2
-from frontend.media_upload import FlightMedia
 from gpu_executor.media import MediaInput
 from gpu_executor.media_intake import MediaIntake
 from gpu_executor.media_store import MediaStore
+from preprocess.ready_prompt import ReadyMedia
 
 WINDOW = 10_000
 
@@ -42,7 +42,7 @@ class Peer:
             self.credit += response.media_credit.num_bytes
 
     def submit(self, handle: int, *items: PackedItem) -> None:
-        self.intake.submit(handle, [FlightMedia(found, ((3 * i, 2),)).message() for i, found in enumerate(items)])
+        self.intake.submit(handle, [ReadyMedia(found, ((3 * i, 2),)).message() for i, found in enumerate(items)])
 
     def send(self, found: PackedItem, start: int = 0, size: int = 300, end: int | None = None) -> None:
         data = b"".join(bytes(piece) for piece in found.chunks())[:end]
@@ -148,7 +148,7 @@ def test_media_larger_than_the_window_is_refused() -> None:
 
 
 def headed(**changes: object) -> wire.MediaItem:
-    message = FlightMedia(item(1), ((0, 2),)).message()
+    message = ReadyMedia(item(1), ((0, 2),)).message()
     for name, value in changes.items():
         message.ClearField(name)
         if isinstance(value, list):

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from frontend.logs import set_up_logging
+from forebay.logs import set_up_logging
 
 FORGED = "x\n2026-01-01 00:00:00,000 INFO frontend: all is well"
 HOSTILE = "a\nb\rc\x1b[2Jd\x00e\u2028f\x9bg\x85h\u202ei\ud800"
