@@ -59,7 +59,7 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> TextToke
     return TextTokenizer(
         tokenizer.backend_tokenizer,
         named_tokens=dict(tokenizer.special_tokens_map),
-        chat_template=_chat_template(tokenizer),
+        chat_template=_chat_template(folder, tokenizer),
     )
 
 
@@ -132,9 +132,16 @@ def _classes(names: list[str | None]) -> list[type]:
     return list(dict.fromkeys(kinds))
 
 
-def _chat_template(tokenizer: PreTrainedTokenizerFast) -> str | None:
-    """The template for plain conversations; a checkpoint may have several, by name."""
+def _chat_template(folder: Path, tokenizer: PreTrainedTokenizerFast) -> str | None:
+    """The template for plain conversations; a checkpoint may have several, by name.
+
+    Multimodal checkpoints may have theirs in chat_template.json, which tokenizers do not read.
+    """
     template = tokenizer.chat_template
+    if not (folder / "chat_template.jinja").is_file():
+        template = read_json(folder / "chat_template.json").get("chat_template") or template
+    if isinstance(template, list):
+        template = {named.get("name"): named.get("template") for named in template if isinstance(named, dict)}
     if isinstance(template, dict):
         template = template.get("default")
-    return template or None
+    return template if isinstance(template, str) and template else None

@@ -156,6 +156,21 @@ def test_sentencepiece_model_is_converted(tmp_path):
         assert load_tokenizer(tmp_path).encode(text, add_special_tokens=False) == reference.encode(text)
 
 
+@pytest.mark.parametrize(
+    "form",
+    [CHATML, [{"name": "rag", "template": "no"}, {"name": "default", "template": CHATML}]],
+    ids=["text", "named"],
+)
+def test_multimodal_checkpoints_have_their_template_in_a_file_of_its_own(form, tmp_path):
+    write_folder(tmp_path)
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings | {"chat_template": "the tokenizer's"}))
+    (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": form}))
+    assert load_tokenizer(tmp_path).chat_template == CHATML
+    (tmp_path / "chat_template.jinja").write_text("newer")
+    assert load_tokenizer(tmp_path).chat_template == "newer"
+
+
 def test_cpu_tier_loads_neither_torch_nor_triton(tmp_path):
     write_folder(tmp_path / "new", chat_template=CHATML)
     (tmp_path / "old").mkdir()

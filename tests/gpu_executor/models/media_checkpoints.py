@@ -11,19 +11,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image as PilImages
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
-from gpu_executor.config import ExecutorConfig
 from gpu_executor.engine import Engine
-from gpu_executor.media import MediaInput
 from gpu_executor.request import Request, Sampling
-from gpu_executor.startup import build_engine
 from preprocess.media_item import EncodedPrompt
 from preprocess.processors.processor import Processor, PromptText
 from preprocess.processors.registry import load_processor
 from preprocess.tokenizer import TextTokenizer
 from preprocess.tokenizer_files import load_tokenizer
 from tests.gpu_executor.models.checkpoints import Case, tiny_checkpoint
+from tests.gpu_executor.models.media_engine import engine_of, media_of
+from tests.preprocess.processors.byte_tokenizer import plain_prompt, write_tokenizer
 
 SPECIALS = ("<pad>", "<s>", "</s>")
 NUM_TOKENS = 8
@@ -49,7 +47,7 @@ class MediaCheckpoint:
     def write_files(self, folder: Path) -> None:
         """Writes all but the weights."""
         folder.mkdir(parents=True, exist_ok=True)
-        byte_tokenizer(*SPECIALS, *self.tokens).save(str(folder / "tokenizer.json"))
+        write_tokenizer(folder, *SPECIALS, *self.tokens, bos=SPECIALS[1])
         names = {"pad_token": SPECIALS[0], "bos_token": SPECIALS[1], "eos_token": SPECIALS[2]}
         config = {"architectures": [self.case.architecture], **self.case.config}
         contents = {
@@ -69,20 +67,6 @@ class MediaCheckpoint:
         return processor, tokenizer
 
 
-def byte_tokenizer(*controls: str) -> Tokenizer:
-    """Control tokens, then every byte as a token of its own; <s> comes before a text."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocab = {token: index for index, token in enumerate([*controls, *alphabet])}
-    tokenizer = Tokenizer(models.BPE(vocab, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(list(controls))
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", vocab["<s>"])]
-    )
-    return tokenizer
-
-
 def picture(width: int, height: int, seed: int = 0, mode: str = "RGB") -> PilImages.Image:
     """Noise in large spots, which resampling does not level."""
     spots = np.random.default_rng(seed).integers(0, 256, (height // 4 + 1, width // 4 + 1, 4), dtype=np.uint8)
@@ -91,11 +75,7 @@ def picture(width: int, height: int, seed: int = 0, mode: str = "RGB") -> PilIma
 
 def prompt_text(text: str, tokenizer: TextTokenizer) -> PromptText:
     """The text of a prompt in which control tokens are recognised, and which gets an <s>."""
-
-    def encode(part: str, add_special_tokens: bool) -> list[int]:
-        return tokenizer.encode(part, add_special_tokens=add_special_tokens)
-
-    return PromptText(text, encode=encode, adds_special_tokens=True)
+    return plain_prompt(tokenizer, text)
 
 
 def reference_tokens(model: Any, inputs: dict[str, torch.Tensor]) -> tuple[list[int], list[float]]:
@@ -112,12 +92,6 @@ def reference_tokens(model: Any, inputs: dict[str, torch.Tensor]) -> tuple[list[
     return ids, steps[range(len(ids)), ids].tolist()
 
 
-def engine_of(folder: Path, **options: Any) -> Engine:
-    """An engine for the checkpoint of a folder."""
-    settings = {"dtype": "float32", "kv_cache_memory_bytes": 1 << 23, "max_num_seqs": 8, "num_threads": 1}
-    return build_engine(ExecutorConfig(model=str(folder), **(settings | options)), progress=False)[0]
-
-
 def generate(folder: Path, prompts: list[EncodedPrompt], **options: Any) -> list[tuple[list[int], list[float]]]:
     """Greedy ids and their log-probabilities by an engine of its own, all prompts in one batch."""
     return run_together(engine_of(folder, **options), prompts)
@@ -126,9 +100,8 @@ def generate(folder: Path, prompts: list[EncodedPrompt], **options: Any) -> list
 def run_together(engine: Engine, prompts: list[EncodedPrompt]) -> list[tuple[list[int], list[float]]]:
     """The same by an engine that may have worked before."""
     for key, prompt in enumerate(prompts):
-        media = [MediaInput.of_arrays(p.item.modality, p.item.digest, p.spans, p.item.tensors) for p in prompt.media]
         sampling = Sampling(max_tokens=NUM_TOKENS, logprobs=0)
-        engine.add(Request(key, list(prompt.token_ids), sampling, media=media, positions=prompt.positions))
+        engine.add(Request(key, list(prompt.token_ids), sampling, **media_of(prompt)))
     results: list[tuple[list[int], list[float]]] = [([], []) for _ in prompts]
     while engine.has_work:
         for token in engine.step().tokens:

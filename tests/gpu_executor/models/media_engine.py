@@ -46,7 +46,7 @@ def generate(engine: Engine, prompts: Sequence[EncodedPrompt], max_tokens: int =
     """What the engine makes of prompts that it gets at once."""
     for key, prompt in enumerate(prompts):
         sampling = Sampling(max_tokens=max_tokens, logprobs=5)
-        engine.add(Request(key, list(prompt.token_ids), sampling, **_media_of(prompt)))
+        engine.add(Request(key, list(prompt.token_ids), sampling, **media_of(prompt)))
     results = [Generated([], []) for _ in prompts]
     while engine.has_work:
         for token in engine.step().tokens:
@@ -59,13 +59,14 @@ def generate(engine: Engine, prompts: Sequence[EncodedPrompt], max_tokens: int =
 def embed(engine: Engine, prompts: Sequence[EncodedPrompt]) -> list[np.ndarray]:
     """The embedding (D) of each prompt."""
     for key, prompt in enumerate(prompts):
-        engine.add(Request(key, list(prompt.token_ids), pooling=PoolingParams("embed"), **_media_of(prompt)))
+        engine.add(Request(key, list(prompt.token_ids), pooling=PoolingParams("embed"), **media_of(prompt)))
     results: dict[object, np.ndarray] = {}
     while engine.has_work:
         results |= {pooled.request.key: pooled.rows[0] for pooled in engine.step().pooled}
     return [results[key] for key in range(len(prompts))]
 
 
-def _media_of(prompt: EncodedPrompt) -> dict[str, Any]:
+def media_of(prompt: EncodedPrompt) -> dict[str, Any]:
+    """What a Request says of a prompt's media."""
     media = [MediaInput.of_arrays(p.item.modality, p.item.digest, p.spans, p.item.tensors) for p in prompt.media]
     return {"media": media, "positions": prompt.positions}

@@ -21,6 +21,7 @@ from tests.gpu_executor.models.media_checkpoints import (
     prompt_text,
     reference_tokens,
 )
+from tests.gpu_executor.models.media_engine import embed, engine_of
 
 PICTURES = [[(40, 28)], [(17, 61), (90, 20)], [(300, 200), (33, 33)], [(100, 3)], []]
 CHUNKED = {"max_num_batched_tokens": 23, "max_prefill_tokens_beside_decode": 9, "block_size": 4}
@@ -95,3 +96,20 @@ def test_pictures_and_videos_in_one_prompt(tmp_path: Path) -> None:
     inputs = dict(LlavaOnevisionImageProcessorPil.from_pretrained(tmp_path)(image, return_tensors="pt"))
     inputs |= {"pixel_values_videos": normalized(clip)[None], "input_ids": torch.tensor([prompt.token_ids])}
     check_tokens(generate(tmp_path, [prompt]), [reference_tokens(model, inputs)])
+
+
+def test_an_embedding_is_the_last_token_normalized(tmp_path: Path) -> None:
+    """As E5-V (Jiang et al., 2024) asks for the one word that says what a picture or a sentence is."""
+    checkpoint = cases.LLAVA_NEXT
+    model = checkpoint.write(tmp_path)
+    ours, tokenizer = checkpoint.processor(tmp_path)
+    image = picture(90, 50)
+    text = prompt_text("dogs\nin one word:", tokenizer)
+    prompts = [ours.expand_text(text, [])]
+    prompts.append(ours.expand_text(prompt_text("<image>\nin one word:", tokenizer), [ours.prepare(Image(image), 1)]))
+    pixels = dict(LlavaNextImageProcessorPil.from_pretrained(tmp_path)(image, return_tensors="pt"))
+    found = embed(engine_of(tmp_path, task="embed"), prompts)
+    for prompt, media, embedding in zip(prompts, ({}, pixels), found, strict=True):
+        with torch.inference_mode():
+            hidden = model.model(input_ids=torch.tensor([prompt.token_ids]), **media).last_hidden_state[0, -1]
+        np.testing.assert_allclose(embedding, torch.nn.functional.normalize(hidden, dim=0), atol=1e-5)

@@ -12,13 +12,13 @@ from tests.gpu_executor.models.media_cases import paligemma as cases
 from tests.gpu_executor.models.media_checkpoints import (
     MediaCheckpoint,
     check_tokens,
-    engine_of,
     generate,
     picture,
     prompt_text,
     reference_tokens,
     run_together,
 )
+from tests.gpu_executor.models.media_engine import engine_of
 
 PROMPTS = {"caption en": [(40, 28)], "<image><image>compare": [(28, 28), (70, 33)], "<image> what": [(5, 90)]}
 
