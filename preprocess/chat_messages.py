@@ -75,8 +75,8 @@ class MessageWriter:
         check(self._media is not None, f"{path}.media", "is media, which this model does not take")
         modality = modality_of(part.media)
         for _ in range(next(self._counts)):
-            if self._forms.writes(modality):
-                yield {"type": modality}
+            if (written := self._forms.media_part(modality)) is not None:
+                yield written
             else:
                 marker = self._media.marker(modality, self._placed[modality])
                 stem = marker.rstrip(

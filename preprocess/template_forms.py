@@ -22,13 +22,16 @@ class TemplateForms:
     def __init__(self, template: str, render: Callable[[list[Message]], str]) -> None:
         self.takes_parts, self.tests_for_string = _content_forms(template)
         self._render = render
-        self._writes: dict[str, bool] = {}  # threads that find the same at once do no harm
+        self._media_parts: dict[str, Message | None] = {}  # threads that find the same at once do no harm
 
-    def writes(self, modality: str) -> bool:
-        """Whether the template writes something of its own for a part {"type": modality}."""
-        if modality not in self._writes:
-            self._writes[modality] = self.takes_parts and self._adds_text({"type": modality})
-        return self._writes[modality]
+    def media_part(self, modality: str) -> Message | None:
+        """The part for which the template writes a marker of its own; None if it writes none for this modality."""
+        if modality not in self._media_parts:
+            # Some templates look for the key that the content would have, and not at the type.
+            forms = ({"type": modality}, {"type": modality, modality: "", f"{modality}_url": ""})
+            found = (part for part in forms if self.takes_parts and self._adds_text(part))
+            self._media_parts[modality] = next(found, None)
+        return self._media_parts[modality]
 
     def _adds_text(self, part: Message) -> bool:
         text = {"type": "text", "text": "Hello"}

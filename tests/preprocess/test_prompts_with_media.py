@@ -43,6 +43,20 @@ PICTURES_FIRST = (
     "{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}{{ content['text'] }}{% endfor %}"
     "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+# Looks for keys and not at types, as Qwen2-Audio's did.
+BY_KEYS = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{% if message['content'] is string %}"
+    "{{ message['content'] }}{% else %}{% for content in message['content'] %}{% if 'audio' in content or 'audio_url' in content %}"
+    "<audio>{% elif 'image_url' in content %}<image>{% elif 'text' in content %}{{ content['text'] }}{% endif %}{% endfor %}"
+    "{% endif %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+# Refuses parts that it does not know, as Pixtral's does.
+REFUSES = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{% if message['content'] is not string %}"
+    "{% for chunk in message['content'] %}{% if chunk['type'] == 'text' %}{{ chunk['text'] }}{% elif chunk['type'] == 'image' %}"
+    "<image>{% else %}{{ raise_exception('Unrecognized content type!') }}{% endif %}{% endfor %}{% else %}{{ message['content'] }}"
+    "{% endif %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 CONTROL = {"image": "<image>", "audio": "<audio>"}
 PLAIN = {"image": "[picture]", "audio": "(hear ye)"}
 IMAGE = Image.new("RGB", (4, 3), (1, 2, 3))
@@ -168,10 +182,17 @@ def test_a_template_of_parts_that_knows_no_media_gets_the_markers_as_text(templa
     assert "<patch><patch>\nWhat?<" in up.text(found)
 
 
-def test_a_template_that_writes_markers_itself_is_told_where() -> None:
-    up = bench(WRITES)
+@pytest.mark.parametrize("template", [WRITES, BY_KEYS], ids=["by-type", "by-key"])
+def test_a_template_that_writes_markers_itself_is_told_where(template: str) -> None:
+    up = bench(template)
     found = up.encode(user("Look", IMAGE, "and hear", SOUND))
     assert up.text(found) == turn("Look<patch><patch>and hear<sound><sound>")
+
+
+def test_a_template_that_refuses_a_part_gets_the_processors_marker() -> None:
+    up = bench(REFUSES)
+    found = up.encode(user("Look", IMAGE, SOUND, "here"))
+    assert up.text(found) == turn("Look<patch><patch><sound><sound>\nhere")
 
 
 def test_a_template_may_move_pictures_and_leave_sound_to_the_processor() -> None:
