@@ -87,10 +87,11 @@ class LLM:
             tokenizer_folder=tokenizer_folder,
             trust_remote_code=trust_remote_code,
             media=_media_settings(limit_mm_per_prompt or {}, tuple(allowed_media_domains)),
+            download_dir=download_dir,
         )
         config = ExecutorConfig(
-            model=str(folder), dtype=dtype, load_format=load_format, device=device, hf_overrides=hf_overrides,
-            task=task, override_pooler_config=override_pooler_config,
+            model=str(folder), download_dir=download_dir, dtype=dtype, load_format=load_format, device=device,
+            hf_overrides=hf_overrides, task=task, override_pooler_config=override_pooler_config,
             max_model_len=max_model_len, max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens,
             block_size=block_size, enable_prefix_caching=enable_prefix_caching, kv_cache_memory_bytes=kv_cache_memory_bytes,
             gpu_memory_utilization=gpu_memory_utilization, num_threads=num_threads, seed=seed,

@@ -10,6 +10,7 @@ import torch
 
 from forebay.fingerprint import model_digest, tokenizer_digest
 from forebay.hub import resolve_model
+from forebay.parts import find_parts, with_parts
 from gpu_executor.block_pool import BlockPool
 from gpu_executor.config import ExecutorConfig
 from gpu_executor.encoder_cache import EncoderCache
@@ -45,6 +46,8 @@ def build_engine(config: ExecutorConfig, *, progress: bool = True) -> tuple[Engi
         config.model, revision=config.revision, download_dir=config.download_dir, weights=not dummy, progress=progress
     )
     model_config = read_model_config(folder, config.hf_overrides)
+    parts = find_parts(model_config, download_dir=config.download_dir, weights=not dummy, progress=progress)
+    model_config = with_parts(model_config, parts)
     dtype = resolve_dtype(config.dtype, model_config, device)
     reader = ConfigReader(model_config)
     override = PoolerOverride.read(config.override_pooler_config or {})
@@ -52,7 +55,8 @@ def build_engine(config: ExecutorConfig, *, progress: bool = True) -> tuple[Engi
     task = choose_task(config.task, registry.find(reader), files)
     model = load_model(
         folder, model_config, dtype=dtype, device=device, load_format=config.load_format, seed=config.seed,
-        max_model_len=config.max_model_len, task=task, with_head=bool(override.returned_token_ids), progress=progress,
+        max_model_len=config.max_model_len, task=task, with_head=bool(override.returned_token_ids), parts=parts,
+        progress=progress,
     )  # fmt: skip
     if task != "embed":
         files = None

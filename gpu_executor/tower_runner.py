@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from forebay.errors import InvalidRequest
+from forebay.parts import find_parts, with_parts
 from forebay.v1.errors_pb2 import ErrorReason
 from gpu_executor.media import EMBEDDINGS
 from gpu_executor.model_info import read_model_config
@@ -40,7 +41,9 @@ class TowerRunner:
         if place.type == "cpu":
             torch.set_num_threads(num_threads or len(os.sched_getaffinity(0)))
         config = read_model_config(folder, None)
-        tower, embed = load_tower(folder, config, dtype=resolve_dtype(dtype, config, place), device=place)
+        parts = find_parts(config)
+        config = with_parts(config, parts)
+        tower, embed = load_tower(folder, config, dtype=resolve_dtype(dtype, config, place), device=place, parts=parts)
         return cls(tower, embed, place)
 
     def encode_prompt(self, encoded: Any) -> Any:

@@ -41,7 +41,11 @@ class ModelFolder:
         if tokenizer:
             tokenizer_folder = resolve_model(tokenizer, revision=revision, download_dir=download_dir, weights=False)
         preprocessor = Preprocessor.load(
-            folder, tokenizer_folder=tokenizer_folder, trust_remote_code=trust_remote_code, media=media
+            folder,
+            tokenizer_folder=tokenizer_folder,
+            trust_remote_code=trust_remote_code,
+            media=media,
+            download_dir=download_dir,
         )
         config = json.loads(model_config_path(folder).read_text(encoding="utf-8"))
         fingerprint = wire.Fingerprint(

@@ -66,6 +66,7 @@ class Preprocessor:
         tokenizer_folder: Path | None = None,
         trust_remote_code: bool = False,
         media: MediaSettings | None = None,
+        download_dir: str | None = None,
     ) -> Preprocessor:
         """Reads a checkpoint folder; one without tokenizer files serves token ids only.
 
@@ -84,7 +85,7 @@ class Preprocessor:
             except TemplateSyntaxError as error:
                 logger.warning("no chat is served: %s", error.message)
                 problem = {"template_problem": error.message}
-        processor = load_processor(Path(folder), tokenizer)
+        processor = load_processor(Path(folder), tokenizer, download_dir=download_dir)
         return cls(
             tokenizer,
             chat,

@@ -80,6 +80,7 @@ def describe(config: ExecutorConfig) -> Description:
     import torch
 
     from forebay.hub import resolve_model
+    from forebay.parts import find_parts, with_parts
     from gpu_executor.model_info import read_model_config
     from gpu_executor.models import registry
     from gpu_executor.models.config_reader import ConfigReader
@@ -90,6 +91,8 @@ def describe(config: ExecutorConfig) -> Description:
     dummy = config.load_format == "dummy"
     folder = resolve_model(config.model, revision=config.revision, download_dir=config.download_dir, weights=not dummy)
     model_config = read_model_config(folder, config.hf_overrides)
+    parts = find_parts(model_config, download_dir=config.download_dir, weights=not dummy)
+    model_config = with_parts(model_config, parts)
     dtype = resolve_dtype(config.dtype, model_config, torch.device("cpu"), folder=None if dummy else folder)
     if dummy:
         resolved = registry.resolve(ConfigReader(model_config, config.max_model_len), task)
@@ -99,7 +102,7 @@ def describe(config: ExecutorConfig) -> Description:
             assert found is not None, name
             weights.append(DescribedWeight(name, found[1], found[0].value, "", ""))
     else:
-        resolved, rows = weight_table(folder, model_config, config.max_model_len, task)
+        resolved, rows = weight_table(folder, model_config, config.max_model_len, task, parts)
         weights = []
         for row in rows:
             source = f"{row.stored.name} {row.stored.dtype}"

@@ -78,22 +78,28 @@ class Checkpoint:
         self._pickled[path] = tensors
         return stored
 
+    def add_part(self, prefix: str, part: Checkpoint) -> None:
+        """Adds another checkpoint's tensors, with `prefix` before their names, unless there are tensors behind it already."""
+        if not any(name.startswith(prefix) for name in self.tensors):
+            self.tensors |= {prefix + name: tensor for name, tensor in part.tensors.items()}
+            self._pickled |= part._pickled
+
     def read(self, names: list[str]) -> Iterator[tuple[str, torch.Tensor]]:
         """The named tensors, file by file, in the order in which they lie there; safetensors are views of the file."""
         wanted = set(names)
         by_path: dict[Path, list[str]] = {}
-        for tensor in self.tensors.values():
-            if tensor.name in wanted:
-                by_path.setdefault(tensor.path, []).append(tensor.name)
+        for name, tensor in self.tensors.items():
+            if name in wanted:
+                by_path.setdefault(tensor.path, []).append(name)
         for path, here in by_path.items():
             if path in self._pickled:
-                yield from ((name, self._pickled[path][name]) for name in here)
+                yield from ((name, self._pickled[path][self.tensors[name].name]) for name in here)
                 continue
             name = here[0]
             try:
                 with safe_open(path, framework="pt", device="cpu") as file:
                     for name in here:
-                        yield name, file.get_tensor(name)
+                        yield name, file.get_tensor(self.tensors[name].name)
             except (SafetensorError, OSError) as error:
                 raise CheckpointError(f"{path.name} cannot be read at tensor {name}: {_first_line(error)}") from None
 

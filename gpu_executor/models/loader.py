@@ -9,7 +9,7 @@ import collections
 import concurrent.futures
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -67,9 +67,12 @@ def load_model(
     max_model_len: int | None = None,
     task: str | None = None,
     with_head: bool = False,
+    parts: Mapping[str, Path] | None = None,
     progress: bool = True,
 ) -> Decoder:
     """The model of a folder, ready to run; `task` and `with_head` as in registry.resolve.
+
+    `parts` are the folders of sections of the config whose weights lie elsewhere.
 
     Raises UnknownArchitecture, or CheckpointError naming the key, file or tensor that is wrong. "dummy" needs no weight
     files: it draws random weights.
@@ -79,7 +82,8 @@ def load_model(
         weights = Weights(resolved.spec, required(resolved.spec, resolved.extras), dtype, device)
         _fill_dummy(weights, seed)
     else:
-        weights = _load_weights(Checkpoint(folder), resolved, dtype, device, progress=progress)
+        checkpoint = open_checkpoint(folder, resolved, parts or {})
+        weights = _load_weights(checkpoint, resolved, dtype, device, progress=progress)
     return Decoder(resolved.spec, weights, dtype, device)
 
 
@@ -95,6 +99,15 @@ def read_model(
             f"this checkpoint is quantized ({quantization('quant_method', default='?')}), which is not served yet"
         )
     return resolved
+
+
+def open_checkpoint(folder: Path, resolved: Resolved, parts: Mapping[str, Path]) -> Checkpoint:
+    """The weights of a folder, with those of parts that lie elsewhere."""
+    checkpoint = Checkpoint(folder)
+    for section, prefix in resolved.parts:
+        if section in parts:
+            checkpoint.add_part(prefix, Checkpoint(parts[section]))
+    return checkpoint
 
 
 def _load_weights(
@@ -217,11 +230,15 @@ class WeightRow:
 
 
 def weight_table(
-    folder: Path, config: dict[str, Any], max_model_len: int | None = None, task: str | None = None
+    folder: Path,
+    config: dict[str, Any],
+    max_model_len: int | None = None,
+    task: str | None = None,
+    parts: Mapping[str, Path] | None = None,
 ) -> tuple[Resolved, list[WeightRow]]:
     """The resolved model and its tensors with their rules, from the headers alone: no weights are read."""
     resolved = read_model(config, max_model_len, task)
-    checkpoint = Checkpoint(folder)
+    checkpoint = open_checkpoint(folder, resolved, parts or {})
     rows = []
     for match in match_names(checkpoint.tensors, resolved.rules):
         stored = checkpoint.tensors[match.source]

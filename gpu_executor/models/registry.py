@@ -19,12 +19,14 @@ from gpu_executor.models.spec import ModelSpec
 class Resolved:
     """What a family makes of a config: the model, how its checkpoints' tensors get there, and which they hold.
 
-    `extras` are canonical names beyond what every decoder has; `layers.*.` stands for every layer.
+    `extras` are canonical names beyond what every decoder has; `layers.*.` stands for every layer. `parts` are sections of
+    config.json whose tensors may lie in a checkpoint of their own, with what comes before their names in this one.
     """
 
     spec: ModelSpec
     rules: tuple[Rule, ...]
     extras: tuple[str, ...] = ()
+    parts: tuple[tuple[str, str], ...] = ()
 
 
 # A config, and the name among its `architectures` that the family was found by.

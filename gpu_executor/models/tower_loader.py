@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from forebay.errors import CheckpointError, NotOffered
-from gpu_executor.models.checkpoint import Checkpoint
-from gpu_executor.models.loader import fill_weights, read_model
+from gpu_executor.models.loader import fill_weights, open_checkpoint, read_model
 from gpu_executor.models.names import TOWER, tower_shapes
 from gpu_executor.models.rules import match_names
 from gpu_executor.models.stack import Embedding
@@ -22,17 +22,23 @@ _EMBEDDING = "embed.weight"
 
 
 def load_tower(
-    folder: Path, config: dict[str, Any], *, dtype: torch.dtype, device: torch.device, progress: bool = True
+    folder: Path,
+    config: dict[str, Any],
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    parts: Mapping[str, Path] | None = None,
+    progress: bool = True,
 ) -> tuple[Tower, Embed]:
     """The tower of a folder's model, and the embedding, of which some towers put rows into what they give.
 
-    Raises as loader.load_model, and NotOffered for a model without a tower.
+    `parts` as there. Raises as loader.load_model, and NotOffered for a model without a tower.
     """
     resolved = read_model(config, None)
     spec = dataclasses.replace(resolved.spec, decoder=dataclasses.replace(resolved.spec.decoder, layers=()))
     if spec.tower is None:
         raise NotOffered(f"{spec.architecture} takes text alone: it has no tower")
-    checkpoint = Checkpoint(folder)
+    checkpoint = open_checkpoint(folder, resolved, parts or {})
     wanted = {_EMBEDDING, *(TOWER + name for name in tower_shapes(spec))}
     matches = {
         match.source: match

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from forebay.model_config import model_config_path
+from forebay.parts import find_parts, with_parts
 from preprocess.json_files import read_json
 from preprocess.processors.processor import Processor, ProcessorFiles
 from preprocess.tokenizer import TextTokenizer
@@ -36,8 +37,13 @@ def processor(*architectures: str, keys: tuple[str, ...] = ()) -> Callable[[Fact
     return register
 
 
-def load_processor(folder: Path, tokenizer: TextTokenizer | None) -> Processor | None:
-    """The processor of a folder; None where the model takes text alone, or has no tokenizer to write prompts with."""
+def load_processor(
+    folder: Path, tokenizer: TextTokenizer | None, *, download_dir: str | None = None
+) -> Processor | None:
+    """The processor of a folder; None where the model takes text alone, or has no tokenizer to write prompts with.
+
+    `download_dir` is where configs go of parts that lie in other repositories.
+    """
     config = read_json(model_config_path(folder))
     _load_processors()
     names = config.get("architectures") or (["mistral-format"] if "vision_encoder" in config else [])
@@ -45,9 +51,10 @@ def load_processor(folder: Path, tokenizer: TextTokenizer | None) -> Processor |
     factory = next((_FACTORIES[name] for name in names if name in _FACTORIES), None)
     if factory is None or tokenizer is None:
         return None
+    parts = find_parts(config, download_dir=download_dir, weights=False, progress=False)
     return factory(
         ProcessorFiles(
-            config,
+            with_parts(config, parts),
             read_json(folder / "preprocessor_config.json"),
             read_json(folder / "processor_config.json"),
             tokenizer,

@@ -9,7 +9,7 @@ from gpu_executor.models.families.text_model import text_model
 from gpu_executor.models.families.towers import read_activation, with_tying
 from gpu_executor.models.families.whisper import read_whisper, whisper_rules
 from gpu_executor.models.registry import Resolved, architecture
-from gpu_executor.models.rules import rename
+from gpu_executor.models.rules import rename, skip
 from gpu_executor.models.towers.ultravox import Ultravox
 
 _PROJECTOR = r"multi_modal_projector\."
@@ -36,10 +36,12 @@ def ultravox(config: ConfigReader, architecture: str) -> Resolved:
     tower = _read_tower(config, resolved.spec.decoder.hidden_size)
     rules = (
         *resolved.rules,
-        *whisper_rules(r"audio_tower\.", "tower.encoder.", "tower.norm"),
+        *whisper_rules(r"audio_tower\.(?:model\.encoder\.)?", "tower.encoder.", "tower.norm"),
+        skip(r"audio_tower\.(?:model\.decoder\..+|proj_out\.weight)"),  # of Whisper's own repository
         rename(_PROJECTOR + r"ln_pre\.weight", "tower.norm_pre.weight"),
         rename(_PROJECTOR + r"linear_([12])\.weight", r"tower.linear\1.weight"),
         rename(_PROJECTOR + r"ln_(mid|post)\.weight", r"tower.norm_\1.weight"),
     )
     spec = dataclasses.replace(resolved.spec, architecture=architecture, tower=tower)
-    return dataclasses.replace(resolved, spec=spec, rules=rules)
+    parts = (("text_config", "language_model."), ("audio_config", "audio_tower."))
+    return dataclasses.replace(resolved, spec=spec, rules=rules, parts=parts)
