@@ -2,7 +2,8 @@
 
 Decoders of pictures, sound and videos are large, old and written in C: what they crash on, fill the memory with or never
 come back from ends this process, and no other. The kernel enforces the limits: SIGPROF after a time of computing,
-RLIMIT_AS on memory, RLIMIT_FSIZE on files, of which none can be written. The parent is worker_process.py.
+RLIMIT_AS on memory, RLIMIT_FSIZE on files, of which none can be written, and, where processes may have namespaces of their
+own, no network. The parent is worker_process.py.
 
 A request is a line of JSON and the file's bytes, an answer a line of JSON and the bytes of decoded_codec.pack.
 """
@@ -10,6 +11,7 @@ A request is a line of JSON and the file's bytes, an answer a line of JSON and t
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import resource
 import signal
@@ -21,22 +23,25 @@ from preprocess.media.decoded_codec import pack
 from preprocess.media.decoder import decode
 from preprocess.media.limits import MediaLimits
 
+_CLONE_NEWUSER, _CLONE_NEWNET = 0x1000_0000, 0x4000_0000  # linux/sched.h
+
 
 def main() -> None:
-    """Serves until stdin ends. The only argument is JSON: the limits, seconds of computing and bytes of memory."""
+    """Serves until stdin ends. The only argument is JSON: the limits, seconds of computing by modality, bytes of memory."""
     settings = json.loads(sys.argv[1])
     limits = MediaLimits(**settings["limits"])
     requests, answers = sys.stdin.buffer, sys.stdout.buffer
     sys.stdout = sys.stderr  # a stray print must not become an answer
     warnings.simplefilter("ignore")  # of decoders, about files of strangers
     _load_decoders()
+    _leave_network()
     _limit(settings["memory_bytes"])
     answers.write(b"{}\n")
     answers.flush()
     for line in requests:
         request = json.loads(line)
         data = requests.read(request["num_bytes"])
-        signal.setitimer(signal.ITIMER_PROF, settings["cpu_seconds"])
+        signal.setitimer(signal.ITIMER_PROF, settings["cpu_seconds"][request["modality"]])
         try:
             header, body = pack(decode(data, request["modality"], limits, request["sample_rate"]))
             answer = {"header": header, "num_bytes": len(body)}
@@ -47,6 +52,12 @@ def main() -> None:
         answers.write(body)
         answers.flush()
         del data, body  # not to be held while nothing is asked
+
+
+def _leave_network() -> None:
+    """Moves into a network of its own, which has nobody in it; without the right to do so, nothing changes."""
+    with contextlib.suppress(OSError, AttributeError):  # no Linux
+        ctypes.CDLL(None).unshare(_CLONE_NEWUSER | _CLONE_NEWNET)
 
 
 def _load_decoders() -> None:

@@ -12,6 +12,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+START_SECONDS = 120.0  # until a process answers for the first time, on a machine that may be busy
+
+_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "TMPDIR")  # what else there is may be secret
 _ROOT = Path(__file__).parents[2]
 _MAX_HEADER_BYTES = 1 << 16
 _CHUNK_BYTES = 1 << 20
@@ -28,18 +31,17 @@ class WorkerDied(Exception):
 class WorkerProcess:
     """A preprocess.media.worker. One thread uses it at a time."""
 
-    def __init__(self, settings: dict[str, Any], *, wall_seconds: float, start_seconds: float = 120.0) -> None:
+    def __init__(self, settings: dict[str, Any]) -> None:
         """`settings` is the worker's argument."""
-        self._wall_seconds, self._start_seconds = wall_seconds, start_seconds
         self._ready, self._unread = False, bytearray()
-        paths = [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+        environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
+        paths = os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "preprocess.media.worker", json.dumps(settings)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,  # ^C at a terminal is for the server, which then drains
-            env=os.environ
-            | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+            env=environment | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
         )
         assert self._process.stdin is not None and self._process.stdout is not None
         self._into, self._out_of = self._process.stdin.fileno(), self._process.stdout.fileno()
@@ -55,13 +57,13 @@ class WorkerProcess:
         """Whether it can be asked."""
         return self._process.poll() is None
 
-    def ask(self, request: dict[str, Any], data: bytes) -> tuple[dict[str, Any], bytearray]:
+    def ask(self, request: dict[str, Any], data: bytes, *, wall_seconds: float) -> tuple[dict[str, Any], bytearray]:
         """Its answer, and the bytes that come with it; raises WorkerDied, after which it cannot be asked again."""
         try:
             if not self._ready:
-                self._line(time.monotonic() + self._start_seconds)
+                self._line(time.monotonic() + START_SECONDS)
                 self._ready = True
-            deadline = time.monotonic() + self._wall_seconds
+            deadline = time.monotonic() + wall_seconds
             self._write(json.dumps(request | {"num_bytes": len(data)}).encode() + b"\n", deadline)
             self._write(data, deadline)
             answer = json.loads(self._line(deadline))

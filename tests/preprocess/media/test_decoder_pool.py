@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -103,13 +106,12 @@ def test_a_process_that_was_killed_is_one_requests_affair_at_most(pool: DecoderP
 
 
 def test_a_process_that_hangs_is_killed_and_replaced() -> None:
-    pool = DecoderPool(1, LIMITS, wall_seconds=60)
+    pool = DecoderPool(1, LIMITS)
     try:
         assert pool.decode(picture_file("PNG"), "image", LIMITS, None).pixels.size == (32, 24)
         (before,) = pool.pids
         os.kill(before, signal.SIGSTOP)
-        for worker in pool._workers:
-            worker._wall_seconds = 0.2
+        pool._wall_factor = 0.02  # a fifth of a second
         error = refused(pool, picture_file("BMP") + b"\0" * (1 << 20))  # more than a pipe holds
         assert (reason_of(error), error.message) == (
             "MEDIA_DECODE",
@@ -122,7 +124,7 @@ def test_a_process_that_hangs_is_killed_and_replaced() -> None:
 
 
 def test_a_file_that_takes_too_long_to_decode_is_refused() -> None:
-    pool = DecoderPool(1, LIMITS, cpu_seconds=0.02)
+    pool = DecoderPool(1, LIMITS, cpu_seconds={"image": 0.02}, wall_factor=1_000)
     try:
         error = refused(pool, saved(PilImages.new("RGB", (7_000, 7_000)), "PNG"))
         assert (reason_of(error), error.message) == (
@@ -141,6 +143,27 @@ def test_a_file_that_takes_too_much_memory_is_refused() -> None:
         assert pool.decode(picture_file("PNG"), "image", LIMITS, None).pixels.size == (32, 24)
     finally:
         pool.close()
+
+
+def test_a_process_has_no_network_and_none_of_our_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    pool = DecoderPool(1, LIMITS)
+    try:
+        assert pool.decode(picture_file("PNG"), "image", LIMITS, None).pixels.size == (32, 24)
+        (pid,) = pool.pids
+        assert b"HF_TOKEN" not in Path(f"/proc/{pid}/environ").read_bytes()
+        if not _may_leave_network():
+            pytest.skip("processes may not have a network of their own here")
+        assert os.readlink(f"/proc/{pid}/ns/net") != os.readlink("/proc/self/ns/net")
+        interfaces = Path(f"/proc/{pid}/net/dev").read_text(encoding="ascii").splitlines()[2:]
+        assert [line.split(":")[0].strip() for line in interfaces] == ["lo"]
+    finally:
+        pool.close()
+
+
+def _may_leave_network() -> bool:
+    code = "import ctypes, sys; sys.exit(ctypes.CDLL(None).unshare(0x50000000) != 0)"
+    return subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_threads_share_the_processes(pool: DecoderPool) -> None:
