@@ -9,6 +9,7 @@ from PIL import Image as PilImages
 
 from preprocess.media.decoded import DecodedMedia, Embeddings, Image, Video
 from preprocess.media_item import EncodedPrompt, MediaItem
+from preprocess.processors import fixed_point
 from preprocess.processors.anyres import AnyRes, read_resolutions
 from preprocess.processors.picture_recipe import PictureRecipe, read_clip_recipe, read_siglip_recipe
 from preprocess.processors.pixels import CLIP_MEAN, CLIP_STD, rgb
@@ -49,7 +50,7 @@ def llava_next_video(files: ProcessorFiles) -> Processor:
         _anyres(config, settings, vision, _RESOLUTIONS),
         read_clip_recipe(settings, vision.image_size),
         {"image": media_token_id(config, "image", 32001), "video": media_token_id(config, "video", 32000)},
-        frames=read_clip_recipe(video_settings(files), vision.image_size),
+        frames=_of_videos(files, read_clip_recipe(video_settings(files), vision.image_size)),
         video_features=lambda num_frames: num_frames * side**2,
     )
 
@@ -67,7 +68,7 @@ def llava_onevision(files: ProcessorFiles) -> Processor:
         _anyres(config, settings, vision, resolutions, _max_tiles(config, files)),
         read_siglip_recipe(settings, vision.image_size, CLIP_MEAN, CLIP_STD),
         {"image": media_token_id(config, "image", 151646), "video": media_token_id(config, "video", 151647)},
-        frames=read_siglip_recipe(video_settings(files), vision.image_size, CLIP_MEAN, CLIP_STD),
+        frames=_of_videos(files, read_siglip_recipe(video_settings(files), vision.image_size, CLIP_MEAN, CLIP_STD)),
         video_features=lambda num_frames: num_frames * side**2 + 1,  # and one row at the end of all
     )
 
@@ -125,7 +126,7 @@ class TiledProcessor:
 
     def _video(self, frames: np.ndarray) -> MediaItem:
         assert self._frames is not None and self._video_features is not None
-        pixels = np.stack([self._checked(self._frames(PilImages.fromarray(frame))) for frame in frames])
+        pixels = np.stack([self._checked(self._frames.frame(frame)) for frame in frames])
         return MediaItem("video", self._frames.tensors(pixels), self._video_features(len(frames)))
 
     def _checked(self, pixels: np.ndarray) -> np.ndarray:
@@ -136,6 +137,12 @@ class TiledProcessor:
                 f"the image processor makes {width} x {height} pixels; the vision tower takes {side} x {side}"
             )
         return pixels
+
+
+def _of_videos(files: ProcessorFiles, recipe: PictureRecipe) -> PictureRecipe:
+    if recipe.resample not in fixed_point.RESAMPLINGS:
+        raise video_settings(files).wrong("resample", recipe.resample, "2 or 3 (bilinear or bicubic) for videos")
+    return recipe
 
 
 def _anyres(

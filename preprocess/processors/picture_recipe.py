@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image as PilImages
 from PIL.Image import Image as PilImage
 
+from preprocess.processors import fixed_point
 from preprocess.processors.pixels import CLIP_MEAN, CLIP_STD, channels_first, read_normalization, rgb
 from preprocess.processors.settings import Settings
 
@@ -42,9 +43,26 @@ class PictureRecipe:
             image = image.crop((left, top, left + self.crop[1], top + self.crop[0]))
         return channels_first(image)
 
+    def frame(self, frame: np.ndarray) -> np.ndarray:
+        """(3, H, W) uint8 of a video's frame (H, W, 3) uint8, resized as processors of videos do it, see fixed_point.py."""
+        if self.size is not None:
+            width, height = resized_size((frame.shape[1], frame.shape[0]), self.size)
+            frame = fixed_point.resized(frame, width, height, self.resample)
+        if self.crop is not None:
+            frame = _middle(frame, *self.crop)
+        return np.ascontiguousarray(frame.transpose(2, 0, 1))
+
     def tensors(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
         """An item's tensors of pixels (..., 3, H, W) that this recipe gave."""
         return {"pixels": pixels, "normalization": self.normalization}
+
+
+def _middle(frame: np.ndarray, height: int, width: int) -> np.ndarray:
+    """(height, width, 3) around the middle of a frame; what is missing is black."""
+    short, narrow = max(height - frame.shape[0], 0), max(width - frame.shape[1], 0)
+    frame = np.pad(frame, ((short // 2, -(-short // 2)), (narrow // 2, -(-narrow // 2)), (0, 0)))
+    top, left = (frame.shape[0] - height) // 2, (frame.shape[1] - width) // 2
+    return frame[top : top + height, left : left + width]
 
 
 def resized_size(size: tuple[int, int], wanted: Size) -> tuple[int, int]:

@@ -12,6 +12,7 @@ from PIL.Image import Image as PilImage
 
 from preprocess.media.decoded import DecodedMedia, Embeddings, Image, Video
 from preprocess.media_item import EncodedPrompt, MediaItem
+from preprocess.processors import fixed_point
 from preprocess.processors.mrope import Grid, mrope_positions
 from preprocess.processors.pixels import CLIP_MEAN, CLIP_STD, channels_first, read_normalization, rgb
 from preprocess.processors.placeholders import is_expanded, place, replace_ids, replace_markers
@@ -67,9 +68,17 @@ class _Frames:
     def item(self, modality: str, frames: Sequence[PilImage]) -> MediaItem:
         """The item of RGB frames of one size; the tower cuts them into patches, and repeats a last one that has no pair."""
         width, height = self.size(*frames[0].size)
-        resized = [f if f.size == (width, height) else f.resize((width, height), self.resample) for f in frames]
+        if modality == "video":
+            sized = [
+                fixed_point.resized(np.asarray(f), width, height, self.resample).transpose(2, 0, 1) for f in frames
+            ]
+        else:
+            sized = [
+                channels_first(f if f.size == (width, height) else f.resize((width, height), self.resample))
+                for f in frames
+            ]
         grid = (math.ceil(len(frames) / self.temporal_patch_size), height // self.cell, width // self.cell)
-        tensors = {"pixels": np.stack([channels_first(f) for f in resized]), "normalization": self.normalization}
+        tensors = {"pixels": np.stack(sized), "normalization": self.normalization}
         return MediaItem(modality, tensors, math.prod(grid), grid)
 
 
