@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Sequence
 from typing import Protocol
 
 from forebay.errors import ForebayError
 from forebay.executor.v1 import executor_pb2 as wire
-from preprocess.ready_prompt import ReadyMedia
+from forebay.run_lengths import shorten
+from preprocess.ready_prompt import Positions, ReadyMedia, position_fields
 
 
 class TokenSink(Protocol):
@@ -95,7 +95,7 @@ class Flight:
         cache_salt: bytes = b"",
         encoder_token_ids: Sequence[int] = (),
         media: Sequence[ReadyMedia] = (),
-        positions: Sequence[Sequence[int]] = (),
+        positions: Positions = (),
     ) -> None:
         """`encoder_token_ids` is what the encoder of an encoder-decoder reads; the prompt is the decoder's then.
 
@@ -152,18 +152,19 @@ class Flight:
         """Begins the next epoch: the message that lets an executor go on from what is known."""
         self.epoch += 1
         self.handle = handle
+        token_ids, counts = (self.prompt_token_ids, ()) if not self.media else shorten(self.prompt_token_ids)
         submit = wire.Submit(
             handle=handle,
             epoch=self.epoch,
-            prompt_token_ids=self.prompt_token_ids,
+            prompt_token_ids=token_ids,
+            prompt_token_counts=counts,
             sampling=self.sampling if self.pooling is None else None,
             pooling=self.pooling,
             priority=self.priority,
             cache_salt=self.cache_salt,
             encoder_token_ids=self.encoder_token_ids,
             media=[found.message() for found in self.media],
-            positions=itertools.chain.from_iterable(self.positions),
-            num_position_axes=len(self.positions),
+            **position_fields(self.positions),
         )
         self._rows = []  # another executor pools from the beginning
         if self.deadline is not None:

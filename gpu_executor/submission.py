@@ -7,10 +7,9 @@ import time
 from collections.abc import Hashable
 from collections.abc import Sequence as SequenceOf
 
-import numpy as np
-
 from forebay.errors import InvalidRequest
 from forebay.executor.v1 import executor_pb2
+from forebay.run_lengths import lengthen, lengthen_positions
 from forebay.v1.errors_pb2 import ErrorReason
 from forebay.v1.model_pb2 import MODEL_TASK_GENERATE, MODEL_TASK_UNSPECIFIED, ModelTask
 from gpu_executor.media import MediaInput
@@ -83,10 +82,13 @@ def read_submit(
     resumed = {r.sequence_index: (list(r.token_ids), r.finished) for r in submit.resumed}
     if sampling is not None and any(index >= sampling.n for index in resumed):
         raise InvalidRequest(f"a resumed sequence's index is not below n = {sampling.n}")
+    token_ids = list(submit.prompt_token_ids)
+    if submit.prompt_token_counts:
+        token_ids = lengthen(token_ids, submit.prompt_token_counts).tolist()
     deadline = time.monotonic() + submit.timeout_ms / 1000 if submit.HasField("timeout_ms") else None
     return Request(
         key,
-        list(submit.prompt_token_ids),
+        token_ids,
         sampling,
         pooling=pooling,
         owner=owner,
@@ -96,21 +98,11 @@ def read_submit(
         salt=submit.cache_salt,
         encoder_token_ids=list(submit.encoder_token_ids),
         media=media,
-        positions=_read_positions(submit),
+        positions=lengthen_positions(
+            submit.position_steps, submit.position_step_counts, submit.num_position_axes, len(token_ids)
+        ),
         resumed=resumed,
     )
-
-
-def _read_positions(submit: executor_pb2.Submit) -> np.ndarray | None:
-    """(axes, tokens) int64; None where they are the tokens' indexes."""
-    if not submit.positions:
-        return None
-    if len(submit.positions) != submit.num_position_axes * len(submit.prompt_token_ids):
-        raise InvalidRequest(
-            f"{len(submit.positions)} positions are not {submit.num_position_axes} for each of "
-            f"{len(submit.prompt_token_ids)} tokens"
-        )
-    return np.array(submit.positions, np.int64).reshape(submit.num_position_axes, -1)
 
 
 def _check_ranges(sampling: Sampling, params: executor_pb2.SamplingParams) -> None:

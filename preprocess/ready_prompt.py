@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
 
 from forebay.executor.v1 import executor_pb2 as wire
 from forebay.media_packing import PackedItem, TensorForm, pack
 from forebay.preprocess.v1 import preprocess_pb2
+from forebay.run_lengths import lengthen_positions, shorten_positions
 from forebay.v1.media_pb2 import MediaKind, TensorType
 from preprocess.media_item import EncodedPrompt, PlacedItem
+
+Positions = np.ndarray | Sequence[Sequence[int]]  # (axes, tokens)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -36,18 +41,18 @@ class ReadyMedia:
         )
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class ReadyPrompt:
     """Ids, media, and rotary positions, axis by axis, where these are not the tokens' indexes."""
 
     token_ids: list[int]
     media: tuple[ReadyMedia, ...] = ()
-    positions: Sequence[Sequence[int]] = ()
+    positions: Positions = ()
 
     @classmethod
     def of(cls, encoded: EncodedPrompt, float_dtype: str) -> ReadyPrompt:
         """An encoded prompt; numbers of its media's tensors are in `float_dtype`."""
-        positions = () if encoded.positions is None else encoded.positions.tolist()
+        positions = () if encoded.positions is None else encoded.positions
         return cls(encoded.token_ids, packed_media(encoded.media, float_dtype), positions)
 
     def message(self) -> preprocess_pb2.EncodedPrompt:
@@ -55,8 +60,7 @@ class ReadyPrompt:
         return preprocess_pb2.EncodedPrompt(
             token_ids=self.token_ids,
             media=[found.message() for found in self.media],
-            positions=itertools.chain.from_iterable(self.positions),
-            num_position_axes=len(self.positions),
+            **position_fields(self.positions),
         )
 
     @classmethod
@@ -70,9 +74,18 @@ class ReadyPrompt:
             ReadyMedia(items[head.digest], tuple(zip(head.span_starts, head.span_lengths, strict=True)))
             for head in message.media
         )
-        num_axes, count = message.num_position_axes, len(message.token_ids)
-        positions = [message.positions[axis * count : (axis + 1) * count] for axis in range(num_axes)]
-        return cls(list(message.token_ids), media, positions)
+        positions = lengthen_positions(
+            message.position_steps, message.position_step_counts, message.num_position_axes, len(message.token_ids)
+        )
+        return cls(list(message.token_ids), media, () if positions is None else positions)
+
+
+def position_fields(positions: Positions) -> dict[str, Any]:
+    """The fields of a message that hold rotary positions."""
+    if not len(positions):
+        return {}
+    steps, counts = shorten_positions(positions)
+    return {"num_position_axes": len(positions), "position_steps": steps, "position_step_counts": counts}
 
 
 def packed_media(placed: Iterable[PlacedItem], float_dtype: str) -> tuple[ReadyMedia, ...]:

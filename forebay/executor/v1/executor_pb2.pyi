@@ -112,7 +112,7 @@ class Welcome(_message.Message):
     def __init__(self, executor_id: _Optional[str] = ..., fingerprint: _Optional[_Union[Fingerprint, _Mapping]] = ..., lease_ms: _Optional[int] = ..., max_model_len: _Optional[int] = ..., architecture: _Optional[str] = ..., dtype: _Optional[_Union[_model_pb2.ModelDtype, str]] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., block_size: _Optional[int] = ..., num_blocks: _Optional[int] = ..., max_num_seqs: _Optional[int] = ..., prefix_caching: _Optional[bool] = ..., tasks: _Optional[_Iterable[_Union[_model_pb2.ModelTask, str]]] = ..., embedding_size: _Optional[int] = ..., num_classes: _Optional[int] = ..., num_token_types: _Optional[int] = ..., media_kinds: _Optional[_Iterable[_Union[_media_pb2.MediaKind, str]]] = ..., media_window_bytes: _Optional[int] = ...) -> None: ...
 
 class Submit(_message.Message):
-    __slots__ = ("handle", "epoch", "prompt_token_ids", "sampling", "priority", "timeout_ms", "resumed", "cache_salt", "encoder_token_ids", "pooling", "media", "positions", "num_position_axes")
+    __slots__ = ("handle", "epoch", "prompt_token_ids", "sampling", "priority", "timeout_ms", "resumed", "cache_salt", "encoder_token_ids", "pooling", "media", "prompt_token_counts", "num_position_axes", "position_steps", "position_step_counts")
     HANDLE_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
@@ -124,8 +124,10 @@ class Submit(_message.Message):
     ENCODER_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     POOLING_FIELD_NUMBER: _ClassVar[int]
     MEDIA_FIELD_NUMBER: _ClassVar[int]
-    POSITIONS_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_TOKEN_COUNTS_FIELD_NUMBER: _ClassVar[int]
     NUM_POSITION_AXES_FIELD_NUMBER: _ClassVar[int]
+    POSITION_STEPS_FIELD_NUMBER: _ClassVar[int]
+    POSITION_STEP_COUNTS_FIELD_NUMBER: _ClassVar[int]
     handle: int
     epoch: int
     prompt_token_ids: _containers.RepeatedScalarFieldContainer[int]
@@ -137,9 +139,11 @@ class Submit(_message.Message):
     encoder_token_ids: _containers.RepeatedScalarFieldContainer[int]
     pooling: PoolingParams
     media: _containers.RepeatedCompositeFieldContainer[MediaItem]
-    positions: _containers.RepeatedScalarFieldContainer[int]
+    prompt_token_counts: _containers.RepeatedScalarFieldContainer[int]
     num_position_axes: int
-    def __init__(self, handle: _Optional[int] = ..., epoch: _Optional[int] = ..., prompt_token_ids: _Optional[_Iterable[int]] = ..., sampling: _Optional[_Union[SamplingParams, _Mapping]] = ..., priority: _Optional[int] = ..., timeout_ms: _Optional[int] = ..., resumed: _Optional[_Iterable[_Union[ResumedSequence, _Mapping]]] = ..., cache_salt: _Optional[bytes] = ..., encoder_token_ids: _Optional[_Iterable[int]] = ..., pooling: _Optional[_Union[PoolingParams, _Mapping]] = ..., media: _Optional[_Iterable[_Union[MediaItem, _Mapping]]] = ..., positions: _Optional[_Iterable[int]] = ..., num_position_axes: _Optional[int] = ...) -> None: ...
+    position_steps: _containers.RepeatedScalarFieldContainer[int]
+    position_step_counts: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, handle: _Optional[int] = ..., epoch: _Optional[int] = ..., prompt_token_ids: _Optional[_Iterable[int]] = ..., sampling: _Optional[_Union[SamplingParams, _Mapping]] = ..., priority: _Optional[int] = ..., timeout_ms: _Optional[int] = ..., resumed: _Optional[_Iterable[_Union[ResumedSequence, _Mapping]]] = ..., cache_salt: _Optional[bytes] = ..., encoder_token_ids: _Optional[_Iterable[int]] = ..., pooling: _Optional[_Union[PoolingParams, _Mapping]] = ..., media: _Optional[_Iterable[_Union[MediaItem, _Mapping]]] = ..., prompt_token_counts: _Optional[_Iterable[int]] = ..., num_position_axes: _Optional[int] = ..., position_steps: _Optional[_Iterable[int]] = ..., position_step_counts: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class MediaItem(_message.Message):
     __slots__ = ("kind", "digest", "tensors", "span_starts", "span_lengths")

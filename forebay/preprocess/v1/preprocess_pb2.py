@@ -27,7 +27,7 @@ from forebay.v1 import model_pb2 as forebay_dot_v1_dot_model__pb2
 from forebay.v1 import prompt_pb2 as forebay_dot_v1_dot_prompt__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&forebay/preprocess/v1/preprocess.proto\x12\x15\x66orebay.preprocess.v1\x1a\"forebay/executor/v1/executor.proto\x1a\x16\x66orebay/v1/model.proto\x1a\x17\x66orebay/v1/prompt.proto\"\x11\n\x0f\x44\x65scribeRequest\"`\n\x10\x44\x65scribeResponse\x12\x35\n\x0b\x66ingerprint\x18\x01 \x01(\x0b\x32 .forebay.executor.v1.Fingerprint\x12\x15\n\rencodes_media\x18\x02 \x01(\x08\"\xac\x01\n\rEncodeRequest\x12\"\n\x06prompt\x18\x01 \x01(\x0b\x32\x12.forebay.v1.Prompt\x12\x17\n\nmax_tokens\x18\x02 \x01(\rH\x00\x88\x01\x01\x12\x18\n\x0bkeep_tokens\x18\x03 \x01(\rH\x01\x88\x01\x01\x12%\n\x05\x64type\x18\x04 \x01(\x0e\x32\x16.forebay.v1.ModelDtypeB\r\n\x0b_max_tokensB\x0e\n\x0c_keep_tokens\"\x83\x01\n\x0e\x45ncodeResponse\x12\x36\n\x06prompt\x18\x01 \x01(\x0b\x32$.forebay.preprocess.v1.EncodedPromptH\x00\x12\x31\n\x05\x63hunk\x18\x02 \x01(\x0b\x32 .forebay.executor.v1.TensorChunkH\x00\x42\x06\n\x04kind\"\x7f\n\rEncodedPrompt\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12-\n\x05media\x18\x02 \x03(\x0b\x32\x1e.forebay.executor.v1.MediaItem\x12\x11\n\tpositions\x18\x03 \x03(\r\x12\x19\n\x11num_position_axes\x18\x04 \x01(\r2\xc9\x01\n\x11PreprocessService\x12[\n\x08\x44\x65scribe\x12&.forebay.preprocess.v1.DescribeRequest\x1a\'.forebay.preprocess.v1.DescribeResponse\x12W\n\x06\x45ncode\x12$.forebay.preprocess.v1.EncodeRequest\x1a%.forebay.preprocess.v1.EncodeResponse0\x01\x42\x43ZAgithub.com/forebay/forebay/gen/forebay/preprocess/v1;preprocessv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&forebay/preprocess/v1/preprocess.proto\x12\x15\x66orebay.preprocess.v1\x1a\"forebay/executor/v1/executor.proto\x1a\x16\x66orebay/v1/model.proto\x1a\x17\x66orebay/v1/prompt.proto\"\x11\n\x0f\x44\x65scribeRequest\"`\n\x10\x44\x65scribeResponse\x12\x35\n\x0b\x66ingerprint\x18\x01 \x01(\x0b\x32 .forebay.executor.v1.Fingerprint\x12\x15\n\rencodes_media\x18\x02 \x01(\x08\"\xac\x01\n\rEncodeRequest\x12\"\n\x06prompt\x18\x01 \x01(\x0b\x32\x12.forebay.v1.Prompt\x12\x17\n\nmax_tokens\x18\x02 \x01(\rH\x00\x88\x01\x01\x12\x18\n\x0bkeep_tokens\x18\x03 \x01(\rH\x01\x88\x01\x01\x12%\n\x05\x64type\x18\x04 \x01(\x0e\x32\x16.forebay.v1.ModelDtypeB\r\n\x0b_max_tokensB\x0e\n\x0c_keep_tokens\"\x83\x01\n\x0e\x45ncodeResponse\x12\x36\n\x06prompt\x18\x01 \x01(\x0b\x32$.forebay.preprocess.v1.EncodedPromptH\x00\x12\x31\n\x05\x63hunk\x18\x02 \x01(\x0b\x32 .forebay.executor.v1.TensorChunkH\x00\x42\x06\n\x04kind\"\xa2\x01\n\rEncodedPrompt\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12-\n\x05media\x18\x02 \x03(\x0b\x32\x1e.forebay.executor.v1.MediaItem\x12\x19\n\x11num_position_axes\x18\x03 \x01(\r\x12\x16\n\x0eposition_steps\x18\x04 \x03(\x11\x12\x1c\n\x14position_step_counts\x18\x05 \x03(\r2\xc9\x01\n\x11PreprocessService\x12[\n\x08\x44\x65scribe\x12&.forebay.preprocess.v1.DescribeRequest\x1a\'.forebay.preprocess.v1.DescribeResponse\x12W\n\x06\x45ncode\x12$.forebay.preprocess.v1.EncodeRequest\x1a%.forebay.preprocess.v1.EncodeResponse0\x01\x42\x43ZAgithub.com/forebay/forebay/gen/forebay/preprocess/v1;preprocessv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -43,8 +43,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ENCODEREQUEST']._serialized_end=440
   _globals['_ENCODERESPONSE']._serialized_start=443
   _globals['_ENCODERESPONSE']._serialized_end=574
-  _globals['_ENCODEDPROMPT']._serialized_start=576
-  _globals['_ENCODEDPROMPT']._serialized_end=703
-  _globals['_PREPROCESSSERVICE']._serialized_start=706
-  _globals['_PREPROCESSSERVICE']._serialized_end=907
+  _globals['_ENCODEDPROMPT']._serialized_start=577
+  _globals['_ENCODEDPROMPT']._serialized_end=739
+  _globals['_PREPROCESSSERVICE']._serialized_start=742
+  _globals['_PREPROCESSSERVICE']._serialized_end=943
 # @@protoc_insertion_point(module_scope)

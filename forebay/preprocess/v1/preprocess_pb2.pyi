@@ -42,13 +42,15 @@ class EncodeResponse(_message.Message):
     def __init__(self, prompt: _Optional[_Union[EncodedPrompt, _Mapping]] = ..., chunk: _Optional[_Union[_executor_pb2.TensorChunk, _Mapping]] = ...) -> None: ...
 
 class EncodedPrompt(_message.Message):
-    __slots__ = ("token_ids", "media", "positions", "num_position_axes")
+    __slots__ = ("token_ids", "media", "num_position_axes", "position_steps", "position_step_counts")
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     MEDIA_FIELD_NUMBER: _ClassVar[int]
-    POSITIONS_FIELD_NUMBER: _ClassVar[int]
     NUM_POSITION_AXES_FIELD_NUMBER: _ClassVar[int]
+    POSITION_STEPS_FIELD_NUMBER: _ClassVar[int]
+    POSITION_STEP_COUNTS_FIELD_NUMBER: _ClassVar[int]
     token_ids: _containers.RepeatedScalarFieldContainer[int]
     media: _containers.RepeatedCompositeFieldContainer[_executor_pb2.MediaItem]
-    positions: _containers.RepeatedScalarFieldContainer[int]
     num_position_axes: int
-    def __init__(self, token_ids: _Optional[_Iterable[int]] = ..., media: _Optional[_Iterable[_Union[_executor_pb2.MediaItem, _Mapping]]] = ..., positions: _Optional[_Iterable[int]] = ..., num_position_axes: _Optional[int] = ...) -> None: ...
+    position_steps: _containers.RepeatedScalarFieldContainer[int]
+    position_step_counts: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, token_ids: _Optional[_Iterable[int]] = ..., media: _Optional[_Iterable[_Union[_executor_pb2.MediaItem, _Mapping]]] = ..., num_position_axes: _Optional[int] = ..., position_steps: _Optional[_Iterable[int]] = ..., position_step_counts: _Optional[_Iterable[int]] = ...) -> None: ...
