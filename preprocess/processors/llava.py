@@ -8,7 +8,6 @@ from preprocess.media.decoded import DecodedMedia, Embeddings, Image
 from preprocess.media_item import EncodedPrompt, MediaItem
 from preprocess.processors.picture_recipe import PictureRecipe, processor_type, read_clip_recipe, read_siglip_recipe
 from preprocess.processors.pixtral_hf import PixtralHfProcessor
-from preprocess.processors.precomputed import embedded_item, rows_by_counts, rows_per_item, unusable
 from preprocess.processors.processor import Processor, ProcessorFiles, PromptText
 from preprocess.processors.registry import processor
 from preprocess.processors.settings import Settings, image_settings, model_settings
@@ -49,19 +48,11 @@ class LlavaProcessor:
 
     def prepare(self, media: DecodedMedia, num_items: int) -> MediaItem:
         assert isinstance(media, Image)
-        pixels = self._recipe(media.pixels)
-        side = self._vision.image_size
-        if pixels.shape[1:] != (side, side):
-            height, width = pixels.shape[1:]
-            raise unusable(
-                f"the image processor makes {width} x {height} pixels; the vision tower takes {side} x {side}"
-            )
+        pixels = self._vision.checked(self._recipe(media.pixels))
         return MediaItem("image", self._recipe.tensors(pixels), self._vision.num_rows)
 
     def accept(self, embeddings: Embeddings) -> list[MediaItem]:
-        num_items = len(rows_per_item(embeddings, self._hidden_size))
-        rows = rows_by_counts(embeddings, self._hidden_size, [self._vision.num_rows] * num_items)
-        return [embedded_item("image", item) for item in rows]
+        return self._vision.embedded(embeddings, self._hidden_size)
 
     def chat_marker(self, modality: str, index: int) -> str:
         return self._runs.markers[modality]

@@ -120,23 +120,14 @@ class TiledProcessor:
     def _picture(self, image: PilImages.Image) -> MediaItem:
         layout = self._anyres.layout(*image.size)
         tiles = self._anyres.tiles(image, self._recipe.resample)
-        pixels = np.stack([self._checked(self._recipe(tile)) for tile in tiles])
+        pixels = np.stack([self._vision.checked(self._recipe(tile)) for tile in tiles])
         tensors = self._recipe.tensors(pixels) | {"layout": layout.as_tensor()}
         return MediaItem("image", tensors, self._vision.num_rows + layout.num_rows)
 
     def _video(self, frames: np.ndarray) -> MediaItem:
         assert self._frames is not None and self._video_features is not None
-        pixels = np.stack([self._checked(self._frames.frame(frame)) for frame in frames])
+        pixels = np.stack([self._vision.checked(self._frames.frame(frame)) for frame in frames])
         return MediaItem("video", self._frames.tensors(pixels), self._video_features(len(frames)))
-
-    def _checked(self, pixels: np.ndarray) -> np.ndarray:
-        height, width = pixels.shape[1:]
-        side = self._vision.image_size
-        if (height, width) != (side, side):
-            raise unusable(
-                f"the image processor makes {width} x {height} pixels; the vision tower takes {side} x {side}"
-            )
-        return pixels
 
 
 def _of_videos(files: ProcessorFiles, recipe: PictureRecipe) -> PictureRecipe:

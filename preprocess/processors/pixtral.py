@@ -31,7 +31,7 @@ class PixtralProcessor:
         params = Settings(files.config, "params.json")
         vision = params.section("vision_encoder")
         self._patch_size = vision.integer("patch_size")
-        largest = vision.integer("max_image_size", vision.integer("image_size"))
+        largest = vision.integer("max_image_size" if "max_image_size" in vision.data else "image_size", 1024)
         self._grid = PatchGrid(largest, largest, self._patch_size, round)
         self._hidden_size = params.integer("dim")
         image_id = vision.integer("image_token_id", 10)

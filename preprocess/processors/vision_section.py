@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
+
+from preprocess.media.decoded import Embeddings
+from preprocess.media_item import MediaItem
+from preprocess.processors.precomputed import embedded_item, rows_by_counts, rows_per_item, unusable
 from preprocess.processors.settings import Settings
 
 # What transformers' config classes mean where a section leaves it out.
@@ -29,6 +34,22 @@ class VisionSection:
     def num_rows(self) -> int:
         """Rows of one picture."""
         return self.side**2 + self.class_token - self.drops_first
+
+    def checked(self, pixels: np.ndarray) -> np.ndarray:
+        """Pixels (3, H, W) as they are; raises InvalidRequest (MEDIA_UNUSABLE) unless they are the tower's picture."""
+        height, width = pixels.shape[1:]
+        if (height, width) != (self.image_size, self.image_size):
+            raise unusable(
+                f"the image processor makes {width} x {height} pixels; the vision tower takes {self.image_size} x "
+                f"{self.image_size}"
+            )
+        return pixels
+
+    def embedded(self, embeddings: Embeddings, hidden_size: int) -> list[MediaItem]:
+        """Items of precomputed embeddings, each with the rows of one picture; raises InvalidRequest (MEDIA_UNUSABLE)."""
+        num_items = len(rows_per_item(embeddings, hidden_size))
+        rows = rows_by_counts(embeddings, hidden_size, [self.num_rows] * num_items)
+        return [embedded_item(embeddings.modality, item) for item in rows]
 
 
 def read_vision(

@@ -21,7 +21,7 @@ _CONTROLS = (
 )  # fmt: skip
 _NAMES = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
 # Prompt formats by the `version` of the file.
-_TEMPLATES = {"v3": "mistral_v3.jinja"}
+_TEMPLATES = {"v3": "mistral_v3.jinja", "v7": "mistral_v7.jinja"}
 
 
 def read_tekken(folder: Path, chat_template: str | None) -> TextTokenizer:

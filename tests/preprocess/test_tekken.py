@@ -78,6 +78,13 @@ def test_the_system_message_goes_into_the_last_turn_of_the_user(tmp_path: Path) 
     assert preprocessor.eos_token_ids == (2,)
 
 
+def test_the_system_message_has_a_place_of_its_own_from_version_7_on(tmp_path: Path) -> None:
+    preprocessor = Preprocessor.load(write(tmp_path, config={"version": "v7"}))
+    text, ids = preprocessor.render_chat(chat(("system", "Be brief."), ("user", "hi")))
+    assert text == "<s>[SYSTEM_PROMPT]Be brief.[/SYSTEM_PROMPT][INST]hi[/INST]"
+    assert [token_id for token_id in ids if token_id < NUM_CONTROLS] == [1, 17, 18, 3, 4]
+
+
 def test_turns_out_of_order_are_refused(tmp_path: Path) -> None:
     with pytest.raises((FailedPrecondition, InvalidRequest), match="take turns"):
         Preprocessor.load(write(tmp_path)).render_chat(chat(("user", "a"), ("user", "b")))
