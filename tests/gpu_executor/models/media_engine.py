@@ -42,13 +42,19 @@ def engine_of(folder: Path, **options: Any) -> Engine:
     return build_engine(ExecutorConfig(model=str(folder), **(settings | options)), progress=False)[0]
 
 
-def generate(engine: Engine, prompts: Sequence[EncodedPrompt], max_tokens: int = 8) -> list[Generated]:
-    """What the engine makes of prompts that it gets at once."""
+def generate(
+    engine: Engine, prompts: Sequence[EncodedPrompt], max_tokens: int = 8, *, preempt_every: int = 0
+) -> list[Generated]:
+    """What the engine makes of prompts that it gets at once, when all of them lose their blocks in every so many steps."""
     for key, prompt in enumerate(prompts):
         sampling = Sampling(max_tokens=max_tokens, logprobs=5)
         engine.add(Request(key, list(prompt.token_ids), sampling, **media_of(prompt)))
     results = [Generated([], []) for _ in prompts]
+    step = 0
     while engine.has_work:
+        step += 1
+        if preempt_every and step % preempt_every == 0:
+            engine.scheduler.preempt_all()
         for token in engine.step().tokens:
             result = results[token.sequence.request.key]
             result.token_ids.append(token.token_id)

@@ -103,6 +103,18 @@ def test_it_generates_what_transformers_does(
         result.check(prompt, logits)
 
 
+def test_preempted_and_repeated_prompts_keep_their_positions(folder: Path) -> None:
+    """What was generated is computed again behind positions that are no indexes, and blocks are shared with their media."""
+    prompts = [encoded(folder, *content)[0] for content in PROMPTS.values()]
+    wanted = generate(engine_of(folder), prompts)
+    engine = engine_of(folder, block_size=4)
+    for _ in range(2):  # the second time, blocks are found
+        for found, expected in zip(generate(engine, prompts, preempt_every=4), wanted, strict=True):
+            assert found.token_ids == expected.token_ids
+    engine.scheduler.check()
+    assert engine.scheduler.ledger.num_preemptions > 0
+
+
 def test_both_layouts_of_names_and_config_give_the_same_model(
     model: transformers.PreTrainedModel, folder: Path, tmp_path: Path
 ) -> None:
