@@ -14,6 +14,7 @@ from preprocess.media.decoded import DecodedMedia, Embeddings, Image, Video
 from preprocess.media_item import EncodedPrompt, MediaItem
 from preprocess.processors import fixed_point
 from preprocess.processors.mrope import Grid, mrope_positions
+from preprocess.processors.picture_recipe import read_resample
 from preprocess.processors.pixels import CLIP_MEAN, CLIP_STD, channels_first, read_normalization, rgb
 from preprocess.processors.placeholders import is_expanded, place, replace_ids, replace_markers
 from preprocess.processors.precomputed import embedded_item, extra, rows_by_counts, unusable
@@ -90,7 +91,7 @@ def _read_frames(settings: Settings, min_pixels: int, max_pixels: int) -> _Frame
         ),
         max_pixels=settings.integer("max_pixels", size.integer("longest_edge", size.integer("max_pixels", max_pixels))),
         resizes=settings.flag("do_resize", True),
-        resample=settings("resample", PilImages.Resampling.BICUBIC),
+        resample=read_resample(settings),
         normalization=read_normalization(settings.data, CLIP_MEAN, CLIP_STD),
         patch_size=settings.integer("patch_size", 14),
         merge_size=settings.integer("merge_size", 2),
