@@ -79,10 +79,9 @@ class MessageWriter:
                 yield written
             else:
                 marker = self._media.marker(modality, self._placed[modality])
-                stem = marker.rstrip(
-                    "\n"
-                )  # between a marker and what follows there is one line break, whoever wrote it
-                yield {"type": "marker", "text": self._mark(stem)}
+                stem = marker.rstrip("\n")  # between a marker and what follows is one line break, whoever wrote it
+                if stem:  # else the item has its place whatever the text says
+                    yield {"type": "marker", "text": self._mark(stem)}
             self._placed[modality] += 1
 
     def _content(self, parts: list[Message]) -> str | list[Message]:

@@ -9,15 +9,20 @@ import numpy as np
 import pytest
 from PIL import Image as PilImages
 
+from forebay.client_requests import chat_prompt
 from forebay.errors import InvalidRequest
+from preprocess.chat import ChatTemplate
+from preprocess.chat_messages import ChatMedia
 from preprocess.media.decoded import Embeddings, Image
 from preprocess.media_item import MediaItem
 from preprocess.processors.molmo import Cropping
+from preprocess.template_renderer import shared_renderer
 from tests.golden.media_cases import (
     case_of,
     check_ids_expand_as_text,
     check_pixels,
     encode_case,
+    images_of,
     items_of,
     media_golden,
     processor_of,
@@ -114,3 +119,19 @@ def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
         processor.prepare(Image(PilImages.new("RGB", (1000, 3))), 1)
     with pytest.raises(InvalidRequest, match="no precomputed image embeddings"):
         processor.accept(Embeddings("image", (np.zeros((4, 64), np.float32),), {}))
+
+
+def test_a_picture_in_a_chat_leaves_no_line_in_its_message(tmp_path: Path) -> None:
+    golden = media_golden(NAME)
+    processor, tokenizer = processor_of(golden, tmp_path)
+    case = case_of(golden, "one image")
+    template = ChatTemplate(
+        "{% for message in messages %}User: {{ message['content'] }}{% endfor %} Assistant:",
+        tokenizer,
+        shared_renderer(),
+    )
+    picture = {"type": "image", "image": images_of(case)[0].pixels}
+    chat = chat_prompt([{"role": "user", "content": [picture, {"type": "text", "text": "near house"}]}]).chat
+    rendered = template.prompt(chat, ChatMedia(("image",), [1], processor.chat_marker))
+    assert rendered.text == "User: near house Assistant:"
+    assert processor.expand_text(rendered.prompt, items_of(processor, case)).token_ids == case["input_ids"]
