@@ -24,6 +24,10 @@ _DEFAULTS: dict[str, Callable[[float], bool]] = {
 }
 
 
+# Where config.json of a multimodal checkpoint describes its text model.
+_TEXT_SECTIONS = ("text_config", "llm_config", "language_config")
+
+
 def default_sampling(generation_config: dict[str, Any]) -> sampling_pb2.SamplingParams:
     """The defaults of a generation_config.json; values out of range are left out, with a warning."""
     params = sampling_pb2.SamplingParams()
@@ -42,8 +46,8 @@ def eos_token_ids(
     generation_config: dict[str, Any], config: dict[str, Any], tokenizer: TextTokenizer | None
 ) -> tuple[int, ...]:
     """Ids that end a sequence: generation_config.json's, else config.json's, and the tokenizer's own."""
-    text_config = config.get("text_config")
-    sources = (generation_config, config, text_config if isinstance(text_config, dict) else {})
+    texts = (section for name in _TEXT_SECTIONS if isinstance(section := config.get(name), dict))
+    sources = (generation_config, config, *texts)
     found = next((ids for source in sources if (ids := _ids(source.get("eos_token_id")))), [])
     names = [tokenizer.named_tokens.get("eos_token"), *tokenizer.end_tokens] if tokenizer else []
     own = [tokenizer.backend.token_to_id(name) for name in names if name]

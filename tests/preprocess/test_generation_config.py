@@ -75,6 +75,8 @@ def tokenizer_with(**named: str) -> TextTokenizer:
         ({}, {"eos_token_id": 8}, (8,)),
         ({"eos_token_id": None}, {"eos_token_id": [8, 3]}, (8, 3)),
         ({}, {"text_config": {"eos_token_id": 5}}, (5,)),
+        ({}, {"llm_config": {"eos_token_id": 5}}, (5,)),
+        ({}, {"language_config": {"eos_token_id": 5}}, (5,)),
         ({}, {"eos_token_id": 8, "text_config": {"eos_token_id": 5}}, (8,)),
         ({"eos_token_id": 0}, {"eos_token_id": 8}, (0,)),
         ({"eos_token_id": []}, {}, ()),
