@@ -16,13 +16,13 @@ from preprocess.processors import fixed_point
 from preprocess.processors.mrope import Grid, mrope_positions
 from preprocess.processors.picture_recipe import read_resample
 from preprocess.processors.pixels import CLIP_MEAN, CLIP_STD, channels_first, read_normalization, rgb
-from preprocess.processors.placeholders import is_expanded, place, replace_ids, replace_markers
 from preprocess.processors.precomputed import embedded_item, extra, rows_by_counts, unusable
 from preprocess.processors.processor import ProcessorFiles, PromptText
 from preprocess.processors.registry import processor
 from preprocess.processors.settings import Settings, image_settings, model_settings, video_settings
-from preprocess.processors.tokens import token_text
+from preprocess.processors.token_runs import TokenRuns
 
+_PADS = {"image": 151655, "video": 151656}  # the tokens that stand for items, where config.json does not say
 _MAX_RATIO = 200  # of a picture's longer side to its shorter one
 
 
@@ -109,11 +109,8 @@ class Qwen2VLProcessor:
         config = model_settings(files)
         text = config.section("text_config")
         self._hidden_size = (text if text.data else config).integer("hidden_size")
-        self._ids = {
-            "image": config.integer("image_token_id", 151655, least=0),
-            "video": config.integer("video_token_id", 151656, least=0),
-        }
-        self._pads = {kind: token_text(files.tokenizer, token_id, kind) for kind, token_id in self._ids.items()}
+        ids = {kind: config.integer(f"{kind}_token_id", default, least=0) for kind, default in _PADS.items()}
+        self._runs = TokenRuns(files.tokenizer, ids)
         self._frames = {
             "image": _read_frames(image_settings(files), 56 * 56, 28 * 28 * 1280),
             "video": _read_frames(video_settings(files), 128 * 28 * 28, 28 * 28 * 768),
@@ -128,7 +125,7 @@ class Qwen2VLProcessor:
         raise unusable(f"this model takes no {media.modality} items")
 
     def accept(self, embeddings: Embeddings) -> list[MediaItem]:
-        if embeddings.modality not in self._ids:
+        if embeddings.modality not in self.modalities:
             raise unusable(f"this model takes no {embeddings.modality} items")
         patches = extra(embeddings, f"{embeddings.modality}_grid_thw", 3)
         merge_size = self._frames[embeddings.modality].merge_size
@@ -141,30 +138,23 @@ class Qwen2VLProcessor:
         return [embedded_item(embeddings.modality, part, grid) for part, grid in zip(rows, grids, strict=True)]
 
     def chat_marker(self, modality: str, index: int) -> str:
-        return f"<|vision_start|>{self._pads[modality]}<|vision_end|>"
+        return f"<|vision_start|>{self._runs.markers[modality]}<|vision_end|>"
 
     def expand_text(self, prompt: PromptText, items: Sequence[MediaItem]) -> EncodedPrompt:
-        text = replace_markers(prompt, items, self._pads, lambda item, _: self._pads[item.modality] * item.num_features)
-        return self._encoded(prompt.encode(text), items)
+        return _with_positions(self._runs.expand_text(prompt, items))
 
     def expand_ids(self, token_ids: Sequence[int], items: Sequence[MediaItem]) -> EncodedPrompt:
-        ids = list(token_ids)
-        if not is_expanded(ids, items, self._feature_ids):
-            markers = {modality: [token_id] for modality, token_id in self._ids.items()}
-            ids = replace_ids(ids, items, markers, lambda item, _: [self._ids[item.modality]] * item.num_features)
-        return self._encoded(ids, items)
+        return _with_positions(self._runs.expand_ids(token_ids, items))
 
-    @property
-    def _feature_ids(self) -> dict[str, tuple[int, ...]]:
-        return {modality: (token_id,) for modality, token_id in self._ids.items()}
 
-    def _encoded(self, token_ids: list[int], items: Sequence[MediaItem]) -> EncodedPrompt:
-        placed = place(token_ids, items, self._feature_ids)
-        if not placed:
-            return EncodedPrompt(token_ids)
-        if scattered := next((p.item for p in placed if len(p.spans) > 1), None):
-            raise unusable(f"the tokens of {scattered.modality} items have to lie together, without text between them")
-        return EncodedPrompt(token_ids, placed, mrope_positions(len(token_ids), placed, [p.item.facts for p in placed]))
+def _with_positions(encoded: EncodedPrompt) -> EncodedPrompt:
+    """A prompt with media has positions in three axes."""
+    if not encoded.media:
+        return encoded
+    if scattered := next((placed.item for placed in encoded.media if len(placed.spans) > 1), None):
+        raise unusable(f"the tokens of {scattered.modality} items have to lie together, without text between them")
+    grids = [placed.item.facts for placed in encoded.media]
+    return dataclasses.replace(encoded, positions=mrope_positions(len(encoded.token_ids), encoded.media, grids))
 
 
 @processor("Qwen2VLForConditionalGeneration")

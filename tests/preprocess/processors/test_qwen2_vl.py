@@ -179,5 +179,5 @@ def test_embeddings_need_their_grid() -> None:
 
 
 def test_a_checkpoint_whose_vocabulary_lacks_the_pad_is_named() -> None:
-    with pytest.raises(CheckpointError, match="token 151,655 stands for image; the vocabulary has none"):
+    with pytest.raises(CheckpointError, match="token 151,655 stands for an image; the vocabulary has none"):
         processor(config={"hidden_size": 8})
