@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+import transformers
+from safetensors.torch import load_file, save_file
 
 from forebay.errors import CheckpointError, UnknownArchitecture
 from gpu_executor.models.config_reader import ConfigReader
@@ -19,6 +21,7 @@ from gpu_executor.models.towers.tower import TowerInput
 from gpu_executor.models.towers.vit_layers import VitLayers, resized_positions
 from tests.golden.materialize import materialize
 from tests.golden.media_cases import media_golden
+from tests.gpu_executor.models.paged import run_in_chunks
 
 VIT = VitLayers(hidden_size=8, num_heads=2, mlp_size=12, num_layers=1, branch_scales=True)
 
@@ -102,3 +105,28 @@ def test_mono_internvl_is_refused_by_name() -> None:
     text = config()["llm_config"] | {"architectures": ["InternLM2VEForCausalLM"]}
     with pytest.raises(UnknownArchitecture, match="InternLM2VEForCausalLM"):
         resolve(ConfigReader(config(llm_config=text)))
+
+
+TEXT = {
+    "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "vocab_size": 270, "max_position_embeddings": 4096, "pad_token_id": 0, "tie_word_embeddings": False,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["LlamaForCausalLM", "Phi3ForCausalLM"])
+def test_text_models_compute_what_they_compute_alone(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    text = getattr(transformers, name)(getattr(transformers, name).config_class(**TEXT)).eval()
+    golden = media_golden("InternVLChatModel")
+    golden["files"]["config.json"]["llm_config"] = text.config.to_dict() | {"architectures": [name]}
+    folder = materialize(golden, tmp_path)
+    tensors = load_file(folder / "model.safetensors")
+    tensors = {key: tensor for key, tensor in tensors.items() if not key.startswith("language_model.")}
+    tensors |= {f"language_model.{key}": tensor.clone() for key, tensor in text.state_dict().items()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    config = golden["files"]["config.json"]
+    model = load_model(folder, config, dtype=torch.float32, device=torch.device("cpu"), progress=False)
+    ids = [5, 17, 230, 9, 9, 41]
+    with torch.inference_mode():
+        wanted = text(torch.tensor([ids])).logits[0]
+    torch.testing.assert_close(run_in_chunks(model, ids, 4), wanted, atol=1e-4, rtol=1e-4)
