@@ -14,11 +14,11 @@ from PIL.Image import Image as PilImage
 from preprocess.media.decoded import DecodedMedia, Embeddings
 from preprocess.media_item import EncodedPrompt, MediaItem
 from preprocess.processors.pixels import channels_first, normalization, rgb
-from preprocess.processors.placeholders import is_expanded, place, replace_ids, replace_markers
 from preprocess.processors.precomputed import embedded_item, rows_per_item, unusable
 from preprocess.processors.processor import ProcessorFiles, PromptText
 from preprocess.processors.registry import processor
 from preprocess.processors.settings import Settings, model_settings
+from preprocess.processors.token_runs import TokenRuns
 from preprocess.processors.tokens import token_id
 
 _MOST_TILED = 2  # pictures of one prompt; none of more is cut into tiles
@@ -46,9 +46,8 @@ class DeepseekVl2Processor:
 
     def __init__(self, files: ProcessorFiles) -> None:
         config, own = model_settings(files), Settings(files.processor, "processor_config.json")
-        self._tokenizer = files.tokenizer
-        self._marker = own("image_token", "<image>")
-        self._image_id = token_id(files.tokenizer, self._marker)
+        image_id = token_id(files.tokenizer, own("image_token", "<image>"))
+        self._runs = TokenRuns(files.tokenizer, {"image": image_id})
         self._candidates = _sizes(own, own("candidate_resolutions", config("candidate_resolutions", _SIZES)))
         self._side = self._candidates[0][0]
         vision, projector = config.section("vision_config"), config.section("projector_config")
@@ -86,21 +85,16 @@ class DeepseekVl2Processor:
         return [embedded_item("image", value) for value in found]
 
     def chat_marker(self, modality: str, index: int) -> str:
-        return f"{self._marker}\n"
+        return f"{self._runs.markers['image']}\n"
 
     def expand_text(self, prompt: PromptText, items: Sequence[MediaItem]) -> EncodedPrompt:
-        text = replace_markers(prompt, items, {"image": self._marker}, lambda item, _: self._marker * item.num_features)
-        token_ids = prompt.encode(text)
-        if prompt.adds_special_tokens and self._bos_id is not None and token_ids[:1] != [self._bos_id]:
-            token_ids = [self._bos_id, *token_ids]  # whether the tokenizer adds it or not
-        return self._placed(token_ids, items)
+        encoded = self._runs.expand_text(prompt, items)
+        if not prompt.adds_special_tokens or self._bos_id in (None, *encoded.token_ids[:1]):
+            return encoded
+        return self._runs.expand_ids([self._bos_id, *encoded.token_ids], items)  # the tokenizer does not add it
 
     def expand_ids(self, token_ids: Sequence[int], items: Sequence[MediaItem]) -> EncodedPrompt:
-        token_ids = list(token_ids)
-        if not is_expanded(token_ids, items, {"image": {self._image_id}}):
-            marker = {"image": (self._image_id,)}
-            token_ids = replace_ids(token_ids, items, marker, lambda item, _: [self._image_id] * item.num_features)
-        return self._placed(token_ids, items)
+        return self._runs.expand_ids(token_ids, items)
 
     def _num_rows(self, size: Size) -> int:
         """Lines of cells of the picture and of all its tiles, each with its end, and one row between the two."""
@@ -109,9 +103,6 @@ class DeepseekVl2Processor:
 
     def _pad(self, picture: PilImage, size: Size) -> PilImage:
         return ImageOps.pad(picture, size, method=PilImages.Resampling.BICUBIC, color=self._ground)
-
-    def _placed(self, token_ids: list[int], items: Sequence[MediaItem]) -> EncodedPrompt:
-        return EncodedPrompt(token_ids, place(token_ids, items, {"image": {self._image_id}}))
 
 
 def _sizes(settings: Settings, value: Any) -> tuple[Size, ...]:

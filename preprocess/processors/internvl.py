@@ -11,12 +11,12 @@ from PIL.Image import Image as PilImage
 from preprocess.media.decoded import DecodedMedia, Embeddings
 from preprocess.media_item import EncodedPrompt, MediaItem
 from preprocess.processors.pixels import IMAGENET_MEAN, IMAGENET_STD, channels_first, normalization, rgb
-from preprocess.processors.placeholders import is_expanded, place, replace_ids, replace_markers
 from preprocess.processors.precomputed import embedded_item, rows_per_item, unusable
 from preprocess.processors.processor import ProcessorFiles, PromptText
 from preprocess.processors.registry import processor
 from preprocess.processors.settings import model_settings
 from preprocess.processors.tiles import cut, grids, nearest_grid, stretch
+from preprocess.processors.token_runs import TokenRuns
 from preprocess.processors.tokens import token_id
 
 _MARKER = "<image>"
@@ -90,9 +90,13 @@ class InternVlProcessor:
         replacement: Callable[[int, int], str],
         feature_token: str,
     ) -> None:
-        self._tokenizer, self._tiling, self._rows_per_tile = files.tokenizer, tiling, rows_per_tile
-        self._hidden_size, self._replacement = hidden_size, replacement
-        self._feature_ids = {"image": {token_id(files.tokenizer, feature_token)}}
+        self._tiling, self._rows_per_tile, self._hidden_size = tiling, rows_per_tile, hidden_size
+        self._runs = TokenRuns(
+            files.tokenizer,
+            {"image": token_id(files.tokenizer, feature_token)},
+            lambda item, _: replacement(item.num_features // rows_per_tile, rows_per_tile),
+            markers={"image": _MARKER},
+        )
         self._normalization = normalization(1 / 255, IMAGENET_MEAN, IMAGENET_STD)
 
     def prepare(self, media: DecodedMedia, num_items: int) -> MediaItem:
@@ -116,24 +120,10 @@ class InternVlProcessor:
         return f"{_MARKER}\n"
 
     def expand_text(self, prompt: PromptText, items: Sequence[MediaItem]) -> EncodedPrompt:
-        text = replace_markers(prompt, items, {"image": _MARKER}, lambda item, _: self._text(item))
-        return self._placed(prompt.encode(text), items)
+        return self._runs.expand_text(prompt, items)
 
     def expand_ids(self, token_ids: Sequence[int], items: Sequence[MediaItem]) -> EncodedPrompt:
-        token_ids = list(token_ids)
-        if not is_expanded(token_ids, items, self._feature_ids):
-            markers = {"image": self._encode(_MARKER)}
-            token_ids = replace_ids(token_ids, items, markers, lambda item, _: self._encode(self._text(item)))
-        return self._placed(token_ids, items)
-
-    def _text(self, item: MediaItem) -> str:
-        return self._replacement(item.num_features // self._rows_per_tile, self._rows_per_tile)
-
-    def _placed(self, token_ids: list[int], items: Sequence[MediaItem]) -> EncodedPrompt:
-        return EncodedPrompt(token_ids, place(token_ids, items, self._feature_ids))
-
-    def _encode(self, text: str) -> list[int]:
-        return self._tokenizer.encode(text, add_special_tokens=False)
+        return self._runs.expand_ids(token_ids, items)
 
 
 @processor("InternVLChatModel")

@@ -13,11 +13,11 @@ from PIL.Image import Image as PilImage
 from preprocess.media.decoded import DecodedMedia, Embeddings
 from preprocess.media_item import EncodedPrompt, MediaItem
 from preprocess.processors.pixels import channels_first, normalization, rgb
-from preprocess.processors.placeholders import is_expanded, place, replace_ids, replace_markers
 from preprocess.processors.precomputed import embedded_item, extra, rows_per_item, unusable
 from preprocess.processors.processor import ProcessorFiles, PromptText
 from preprocess.processors.registry import processor
 from preprocess.processors.settings import Settings, image_settings, model_settings
+from preprocess.processors.token_runs import TokenRuns
 from preprocess.processors.tokens import token_id
 
 _MARKER = "(<image>./</image>)"
@@ -82,7 +82,7 @@ class MiniCpmVProcessor:
 
     def __init__(self, files: ProcessorFiles) -> None:
         config, images = model_settings(files), image_settings(files)
-        self._tokenizer, self._hidden_size = files.tokenizer, config.integer("hidden_size")
+        self._hidden_size = config.integer("hidden_size")
         self._rows_per_slice = images.integer("image_feature_size", config.integer("query_num", 64))
         self._sliced = images.flag("slice_mode", config.flag("slice_mode", True))
         in_config = config.section("slice_config")
@@ -95,7 +95,8 @@ class MiniCpmVProcessor:
         self._tags = {name: images(name, default) for name, default in _TAGS.items()}
         self._plain_slices = _has_plain_slices(images, config)
         self._numbered = self._plain_slices and images.flag("use_image_id", False)
-        self._feature_ids = {"image": {token_id(files.tokenizer, self._tags["unk"])}}
+        unknown = token_id(files.tokenizer, self._tags["unk"])
+        self._runs = TokenRuns(files.tokenizer, {"image": unknown}, self._text, markers={"image": _MARKER})
         self._normalization = normalization(1 / 255, images("norm_mean", (0.5,) * 3), images("norm_std", (0.5,) * 3))
 
     def prepare(self, media: DecodedMedia, num_items: int) -> MediaItem:
@@ -128,14 +129,10 @@ class MiniCpmVProcessor:
         return f"{_MARKER}\n"
 
     def expand_text(self, prompt: PromptText, items: Sequence[MediaItem]) -> EncodedPrompt:
-        return self._placed(prompt.encode(replace_markers(prompt, items, {"image": _MARKER}, self._text)), items)
+        return self._runs.expand_text(prompt, items)
 
     def expand_ids(self, token_ids: Sequence[int], items: Sequence[MediaItem]) -> EncodedPrompt:
-        token_ids = list(token_ids)
-        if not is_expanded(token_ids, items, self._feature_ids):
-            markers = {"image": self._encode(_MARKER)}
-            token_ids = replace_ids(token_ids, items, markers, lambda *item: self._encode(self._text(*item)))
-        return self._placed(token_ids, items)
+        return self._runs.expand_ids(token_ids, items)
 
     def _num_rows(self, num_cells: int) -> int:
         return (1 + num_cells) * self._rows_per_slice
@@ -152,12 +149,6 @@ class MiniCpmVProcessor:
             cell = f"{tags['slice_start']}{features}{tags['slice_end']}"
             return number + whole + "\n".join([cell * cols] * rows)
         return whole + tags["slice_start"] + "\n".join([whole * cols] * rows) + tags["slice_end"]
-
-    def _placed(self, token_ids: list[int], items: Sequence[MediaItem]) -> EncodedPrompt:
-        return EncodedPrompt(token_ids, place(token_ids, items, self._feature_ids))
-
-    def _encode(self, text: str) -> list[int]:
-        return self._tokenizer.encode(text, add_special_tokens=False)
 
 
 _TAGS = {

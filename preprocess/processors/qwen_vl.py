@@ -9,11 +9,11 @@ from PIL import Image as PilImages
 from preprocess.media.decoded import DecodedMedia, Embeddings
 from preprocess.media_item import EncodedPrompt, MediaItem
 from preprocess.processors.pixels import CLIP_MEAN, CLIP_STD, channels_first, normalization, rgb
-from preprocess.processors.placeholders import is_expanded, place, replace_ids, replace_markers
 from preprocess.processors.precomputed import embedded_item, rows_by_counts
 from preprocess.processors.processor import ProcessorFiles, PromptText
 from preprocess.processors.registry import processor
 from preprocess.processors.settings import model_settings
+from preprocess.processors.token_runs import TokenRuns
 from preprocess.processors.tokens import token_id
 
 _BEGIN, _PAD, _END = "<img>", "<imgpad>", "</img>"
@@ -30,7 +30,12 @@ class QwenVlProcessor:
         visual = config.section("visual")
         self._side, self._num_rows = visual.integer("image_size", 448), visual.integer("n_queries", 256)
         self._hidden_size = config.integer("hidden_size")
-        self._begin, self._pad, self._end = (token_id(files.tokenizer, name) for name in (_BEGIN, _PAD, _END))
+        self._runs = TokenRuns(
+            files.tokenizer,
+            {"image": token_id(files.tokenizer, _PAD)},
+            lambda item, _: _BEGIN + _PAD * item.num_features + _END,
+            markers={"image": _BEGIN + _END},
+        )
         self._normalization = normalization(1 / 255, CLIP_MEAN, CLIP_STD)
 
     def prepare(self, media: DecodedMedia, num_items: int) -> MediaItem:
@@ -49,24 +54,10 @@ class QwenVlProcessor:
         return f"Picture {index + 1}: {_BEGIN}{_END}\n"
 
     def expand_text(self, prompt: PromptText, items: Sequence[MediaItem]) -> EncodedPrompt:
-        text = replace_markers(
-            prompt, items, {"image": _BEGIN + _END}, lambda item, _: _BEGIN + _PAD * item.num_features + _END
-        )
-        return self._placed(prompt.encode(text), items)
+        return self._runs.expand_text(prompt, items)
 
     def expand_ids(self, token_ids: Sequence[int], items: Sequence[MediaItem]) -> EncodedPrompt:
-        token_ids = list(token_ids)
-        if not is_expanded(token_ids, items, {"image": {self._pad}}):
-            token_ids = replace_ids(
-                token_ids,
-                items,
-                {"image": (self._begin, self._end)},
-                lambda item, _: [self._begin, *[self._pad] * item.num_features, self._end],
-            )
-        return self._placed(token_ids, items)
-
-    def _placed(self, token_ids: list[int], items: Sequence[MediaItem]) -> EncodedPrompt:
-        return EncodedPrompt(token_ids, place(token_ids, items, {"image": {self._pad}}))
+        return self._runs.expand_ids(token_ids, items)
 
 
 @processor("QWenLMHeadModel")

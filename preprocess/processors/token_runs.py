@@ -1,4 +1,4 @@
-"""Owns prompts in which one token stands for an item, and becomes a run of tokens that takes the item's features."""
+"""Owns prompts in which a token or a text stands for an item, and becomes runs of a token that take the item's features."""
 
 from __future__ import annotations
 
@@ -19,15 +19,19 @@ class TokenRuns:
         tokenizer: TextTokenizer,
         token_ids: Mapping[str, int],
         expansion: Callable[[MediaItem, int], str] | None = None,
+        *,
+        markers: Mapping[str, str] | None = None,
     ) -> None:
         """`token_ids` is each modality's token, and `expansion(item, index)` the text of a run that holds it once for each
-        of the item's features; by default this alone. Raises CheckpointError for an id that the tokenizer does not have.
+        of the item's features; by default this alone. `markers` are what stands for an item, by default these tokens.
+        Raises CheckpointError for an id that the tokenizer does not have.
         """
         self._tokenizer = tokenizer
         self._token_ids = dict(token_ids)
-        self.markers = {
+        tokens = {
             modality: token_text(tokenizer, token_id, f"an {modality}") for modality, token_id in token_ids.items()
         }
+        self.markers = dict(markers or tokens)
         self._feature_ids = {modality: (token_id,) for modality, token_id in token_ids.items()}
         self._expansion = expansion
 
@@ -40,7 +44,7 @@ class TokenRuns:
         """See Processor."""
         token_ids = list(token_ids)
         if not is_expanded(token_ids, items, self._feature_ids):
-            markers = {modality: [token_id] for modality, token_id in self._token_ids.items()}
+            markers = {modality: self._encode(marker) for modality, marker in self.markers.items()}
             token_ids = replace_ids(token_ids, items, markers, self._expanded_ids)
         return EncodedPrompt(token_ids, place(token_ids, items, self._feature_ids))
 
@@ -52,4 +56,7 @@ class TokenRuns:
     def _expanded_ids(self, item: MediaItem, index: int) -> list[int]:
         if self._expansion is None:
             return [self._token_ids[item.modality]] * item.num_features
-        return self._tokenizer.encode(self._expansion(item, index), add_special_tokens=False)
+        return self._encode(self._expansion(item, index))
+
+    def _encode(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text, add_special_tokens=False)
