@@ -10,12 +10,13 @@ import yaml
 
 from frontend.config import FrontendConfig
 from gpu_executor.config import ExecutorConfig
+from preprocess.config import PreprocessConfig
 from tests.generated_tables import ARCHITECTURES, README, with_lines, with_table
 
 TEXT = README.read_text(encoding="utf-8")
 DEPLOY = (README.parent / "docs" / "deploy.md").read_text(encoding="utf-8")
 SETTINGS: dict[str, list[object]] = {}  # the defaults of each flag; the tiers may differ
-for config in (FrontendConfig, ExecutorConfig):
+for config in (FrontendConfig, ExecutorConfig, PreprocessConfig):
     for field in dataclasses.fields(config):
         SETTINGS.setdefault(f"--{field.name.replace('_', '-')}", []).append(field.default)
 OF_OTHER_PROGRAMS = {"--build-arg", "--set", "--server", "--service", "--help", "--config"}
@@ -56,9 +57,9 @@ def test_flags_in_the_guide_exist_and_have_the_defaults_that_it_says() -> None:
     named = set(re.findall(r"--[a-z][a-z-]*[a-z]", DEPLOY)) - OF_OTHER_PROGRAMS
     assert len(named) > 15 and named <= SETTINGS.keys()
     rows = dict(re.findall(r"^\| `(--[a-z-]+)` \| (\d[^|]*?) \|", DEPLOY, re.MULTILINE))
-    units = {"": 1, " MiB": 1 << 20}
+    units = {"": 1, " MiB": 1 << 20, " GiB": 1 << 30}
     for flag, default in rows.items():
-        number, unit = re.match(r"(\d+)( MiB)?", default).groups(default="")
+        number, unit = re.match(r"(\d+)( [MG]iB)?", default).groups(default="")
         assert {int(number) * units[unit], None} & set(SETTINGS[flag]), flag  # None: decided at start
     assert {"--max-queue-size", "--max-num-seqs", "--max-unsent-bytes"} <= rows.keys()
 
