@@ -39,21 +39,21 @@ def online_softmax(scores, scale, row_max, row_sum, MASKED: tl.constexpr):
 
 @triton.jit
 def store_rows(
-    out, partial, partial_lse, acc, row_max, row_sum, rows, columns, row_exists, columns_exist, split,
-    OUT_DIM: tl.constexpr, NUM_SPLITS: tl.constexpr,
+    out, partial, partial_lse, acc, row_max, row_sum, rows, columns, row_exists, columns_exist, split, num_splits,
+    OUT_DIM: tl.constexpr, SPLITS: tl.constexpr,
 ):  # fmt: skip
-    """Writes sums acc (M, N) over the weights' sum: to rows of out (T H, OUT_DIM), or to what the splits are merged from.
+    """Writes sums acc (M, N) over the weights' sum: to rows of out (T H, OUT_DIM), or where SPLITS to what is merged later.
 
-    partial (T H, NUM_SPLITS, OUT_DIM) float32; partial_lse (T H, NUM_SPLITS) holds log2 of the weights' sum, -inf where
+    partial (T H, num_splits, OUT_DIM) float32; partial_lse (T H, num_splits) holds log2 of the weights' sum, -inf where
     a split saw no key, whose row of partial is then undefined. A row that saw no key at all is zero.
     """
     seen = row_sum > 0
     result = acc / tl.where(seen, row_sum, 1.0)[:, None]
     exists = row_exists[:, None] & columns_exist[None]
-    if NUM_SPLITS == 1:
+    if not SPLITS:
         tl.store(out + rows[:, None] * OUT_DIM + columns[None], result.to(out.dtype.element_ty), mask=exists)
     else:
-        places = rows * NUM_SPLITS + split
+        places = rows * num_splits + split
         lse = tl.where(seen, row_max + tl.log2(tl.where(seen, row_sum, 1.0)), -float("inf"))
         tl.store(partial_lse + places, lse, mask=row_exists)
         tl.store(partial + places[:, None] * OUT_DIM + columns[None], result, mask=exists & seen[:, None])

@@ -14,7 +14,7 @@ _MAX_SPLITS = 32
 _MIN_KEYS = 256  # of one split: fewer are read faster than two kernels start
 
 
-def num_splits(num_programs: int, max_keys: int, device: torch.device) -> int:
+def choose_num_splits(num_programs: int, max_keys: int, device: torch.device) -> int:
     """A power of two: as many as give each processor two programs, if sequences of max_keys keys are long enough."""
     wanted = min(2 * num_processors(device) // max(num_programs, 1), max_keys // _MIN_KEYS, _MAX_SPLITS)
     return 1 << (wanted.bit_length() - 1) if wanted > 1 else 1

@@ -136,8 +136,9 @@ def block_sparse_attention_kernel(
         row_exists,
         columns_exist,
         0,
-        HEAD_DIM,
         1,
+        HEAD_DIM,
+        False,
     )
 
 

@@ -19,7 +19,7 @@ import torch
 
 from kernels.triton_attention import online_softmax, sequence_of_block, store_rows
 from kernels.triton_runtime import Specialization, next_power_of_2, tl, triton, upcast
-from kernels.triton_split_kv import merge_specialization, merge_splits, num_splits, split_buffers
+from kernels.triton_split_kv import choose_num_splits, merge_specialization, merge_splits, split_buffers
 
 
 @triton.jit
@@ -53,16 +53,16 @@ def _attend(
 
 
 @triton.jit(
-    do_not_specialize=["num_seqs", "table_stride"],
+    do_not_specialize=["num_seqs", "table_stride", "num_splits"],
     do_not_specialize_on_alignment=["block_table", "query_start", "seq_lens"],
 )
 def mla_attention_kernel(
     q, cache, block_table, query_start, seq_lens, out, partial, partial_lse,
-    num_seqs, table_stride, scale,
+    num_seqs, table_stride, num_splits, scale,
     q_stride_t: tl.constexpr, q_stride_h: tl.constexpr, stride_b: tl.constexpr, stride_s: tl.constexpr,
     NUM_HEADS: tl.constexpr, KV_RANK: tl.constexpr, ROPE_DIM: tl.constexpr, BLOCK_C: tl.constexpr,
     BLOCK_P: tl.constexpr, PAGE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_H: tl.constexpr, TILE_N: tl.constexpr,
-    NUM_SPLITS: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+    SPLITS: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """Tensors as in the public call; rows of q, the cache and the table are dense. scale is in powers of two."""
     BLOCK_Q: tl.constexpr = BLOCK_M // BLOCK_H
@@ -76,7 +76,7 @@ def mla_attention_kernel(
     computed = tl.load(seq_lens + sequence) - num_rows
     highest = computed + tl.minimum(first_row + BLOCK_Q, num_rows)
     last = tl.cdiv(highest, TILE_N)
-    share = tl.cdiv(last, NUM_SPLITS)
+    share = tl.cdiv(last, num_splits)
     first = split * share
     last = tl.minimum(first + share, last)
     bare_end = tl.minimum(tl.maximum((computed + first_row + 1) // TILE_N, first), last)  # below it all rows see all
@@ -109,7 +109,7 @@ def mla_attention_kernel(
     )  # fmt: skip
     store_rows(
         out, partial, partial_lse, acc, row_max, row_sum, rows * NUM_HEADS + heads, latent_columns, row_exists,
-        latent_exists, split, KV_RANK, NUM_SPLITS,
+        latent_exists, split, num_splits, KV_RANK, SPLITS,
     )  # fmt: skip
 
 
@@ -156,12 +156,12 @@ def mla_attention(
     sizes = _sizes(num_heads, kv_rank, q.shape[2] - kv_rank, cache.shape[1], launch)
     num_blocks = num_tokens // (launch.block_m // sizes["BLOCK_H"]) + len(seq_lens)
     head_blocks = triton.cdiv(num_heads, sizes["BLOCK_H"])
-    splits = num_splits(num_blocks * head_blocks, block_table.shape[1] * cache.shape[1], q.device)
+    splits = choose_num_splits(num_blocks * head_blocks, block_table.shape[1] * cache.shape[1], q.device)
     partial, partial_lse = split_buffers(out, splits)
     mla_attention_kernel[num_blocks, head_blocks, splits](
         q, cache, block_table, query_start, seq_lens, out, partial, partial_lse,
-        len(seq_lens), block_table.stride(0), scale * math.log2(math.e), *q.stride()[:2], *cache.stride()[:2],
-        **sizes, NUM_SPLITS=splits, PRECISION="tf32x3" if q.dtype == torch.float32 else "tf32", UPCAST=upcast(q.dtype),
+        len(seq_lens), block_table.stride(0), splits, scale * math.log2(math.e), *q.stride()[:2], *cache.stride()[:2],
+        **sizes, SPLITS=splits > 1, PRECISION="tf32x3" if q.dtype == torch.float32 else "tf32", UPCAST=upcast(q.dtype),
         num_warps=launch.num_warps, num_stages=launch.num_stages,
     )  # fmt: skip
     if splits > 1:
@@ -178,7 +178,7 @@ def _sizes(num_heads: int, kv_rank: int, rope_dim: int, page: int, launch: Launc
     }  # fmt: skip
 
 
-def _specialization(name: str, num_tokens: int, splits: int) -> Specialization:
+def _specialization(name: str, num_tokens: int, splits: bool) -> Specialization:
     """As DeepSeek-V2-Lite launches it for one sequence of so many tokens, with pages of 16."""
     num_heads = 16
     launch = choose_launch(num_tokens * num_heads, torch.bfloat16)
@@ -188,12 +188,12 @@ def _specialization(name: str, num_tokens: int, splits: int) -> Specialization:
         types={
             **dict.fromkeys(("q", "cache", "out"), "*bf16"),
             **dict.fromkeys(("block_table", "query_start", "seq_lens"), "*i32"),
-            **dict.fromkeys(("partial", "partial_lse"), "*fp32" if splits > 1 else "*bf16"),
-            **dict.fromkeys(("num_seqs", "table_stride"), "i32"), "scale": "fp32",
+            **dict.fromkeys(("partial", "partial_lse"), "*fp32" if splits else "*bf16"),
+            **dict.fromkeys(("num_seqs", "table_stride", "num_splits"), "i32"), "scale": "fp32",
         },
         constants={
             **_sizes(num_heads, 512, 64, 16, launch), "q_stride_t": num_heads * 576, "q_stride_h": 576,
-            "stride_b": 16 * 576, "stride_s": 576, "NUM_SPLITS": splits, "PRECISION": "tf32", "UPCAST": False,
+            "stride_b": 16 * 576, "stride_s": 576, "SPLITS": splits, "PRECISION": "tf32", "UPCAST": False,
         },
         num_warps=launch.num_warps,
         num_stages=launch.num_stages,
@@ -201,4 +201,4 @@ def _specialization(name: str, num_tokens: int, splits: int) -> Specialization:
     )  # fmt: skip
 
 
-COMPILED = [_specialization("decode", 1, 16), _specialization("prefill", 512, 1), merge_specialization(512)]
+COMPILED = [_specialization("decode", 1, True), _specialization("prefill", 512, False), merge_specialization(512)]

@@ -20,7 +20,7 @@ from kernels.paged_attention.launch import Launch, choose_launch
 from kernels.triton_attention import online_softmax, sequence_of_block, store_rows
 from kernels.triton_fp8 import FP8_BITS_SCALE, from_fp8
 from kernels.triton_runtime import Specialization, is_hopper, next_power_of_2, tl, triton, upcast
-from kernels.triton_split_kv import merge_specialization, merge_splits, num_splits, split_buffers
+from kernels.triton_split_kv import choose_num_splits, merge_specialization, merge_splits, split_buffers
 
 
 @triton.jit
@@ -74,17 +74,17 @@ def _attend(
 
 
 @triton.jit(
-    do_not_specialize=["num_seqs", "table_stride"],
+    do_not_specialize=["num_seqs", "table_stride", "num_splits"],
     do_not_specialize_on_alignment=["block_table", "query_start", "seq_lens", "alibi_slopes", "sinks"],
 )
 def paged_attention_kernel(
     q, k_cache, v_cache, block_table, query_start, seq_lens, alibi_slopes, sinks, out, partial, partial_lse,
-    num_seqs, table_stride, scale, cap, v_scale,
+    num_seqs, table_stride, num_splits, scale, cap, v_scale,
     q_stride_t: tl.constexpr, q_stride_h: tl.constexpr,
     k_stride_b: tl.constexpr, k_stride_g: tl.constexpr, k_stride_s: tl.constexpr,
     v_stride_b: tl.constexpr, v_stride_g: tl.constexpr, v_stride_s: tl.constexpr,
     NUM_KV_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_K: tl.constexpr, PAGE: tl.constexpr,
-    BLOCK_M: tl.constexpr, TILE_N: tl.constexpr, NUM_SPLITS: tl.constexpr,
+    BLOCK_M: tl.constexpr, TILE_N: tl.constexpr, SPLITS: tl.constexpr,
     CAUSAL: tl.constexpr, WINDOW: tl.constexpr, CAPPED: tl.constexpr, ALIBI: tl.constexpr, SINKS: tl.constexpr,
     FP8: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
@@ -117,7 +117,7 @@ def paged_attention_kernel(
             highest = tl.minimum(length, last_position + WINDOW)
             bare_end = tl.minimum(length, first_position + WINDOW) // TILE_N
     first, last = lowest // TILE_N, tl.cdiv(highest, TILE_N)
-    share = tl.cdiv(last - first, NUM_SPLITS)
+    share = tl.cdiv(last - first, num_splits)
     first += split * share
     last = tl.minimum(first + share, last)
     bare = tl.minimum(tl.maximum(bare, first), last)
@@ -168,7 +168,7 @@ def paged_attention_kernel(
         acc *= v_scale
     store_rows(
         out, partial, partial_lse, acc, row_max, row_sum, rows * (NUM_KV_HEADS * GROUP) + heads, columns, row_exists,
-        columns_exist, split, HEAD_DIM, NUM_SPLITS,
+        columns_exist, split, num_splits, HEAD_DIM, SPLITS,
     )  # fmt: skip
 
 
@@ -202,7 +202,7 @@ def paged_attention(
         return out
     launch = choose_launch(num_tokens, len(seq_lens), group, head_dim, q.dtype, hopper=is_hopper(q.device))
     num_blocks = num_tokens // (launch.block_m // group) + len(seq_lens)
-    splits = num_splits(num_blocks * num_kv_heads, block_table.shape[1] * page, q.device)
+    splits = choose_num_splits(num_blocks * num_kv_heads, block_table.shape[1] * page, q.device)
     partial, partial_lse = split_buffers(out, splits)
     fp8 = k_cache.dtype == torch.float8_e4m3fn
     if fp8:
@@ -211,11 +211,11 @@ def paged_attention(
     scale_log2 = scale * math.log2(math.e)
     paged_attention_kernel[num_blocks, num_kv_heads, splits](
         q, k_cache, v_cache, block_table, query_start, seq_lens, alibi_slopes, sinks, out, partial, partial_lse,
-        len(seq_lens), block_table.stride(0),
+        len(seq_lens), block_table.stride(0), splits,
         scale_log2 if softcap is None else 2 * scale_log2 / softcap,
         0.0 if softcap is None else softcap * math.log2(math.e), v_scale,
         *q.stride()[:2], *k_cache.stride()[:3], *v_cache.stride()[:3],
-        num_kv_heads, group, head_dim, max(16, next_power_of_2(head_dim)), page, launch.block_m, launch.tile_n, splits,
+        num_kv_heads, group, head_dim, max(16, next_power_of_2(head_dim)), page, launch.block_m, launch.tile_n, splits > 1,
         causal, window or 0, softcap is not None, alibi_slopes is not None, sinks is not None,
         fp8, "tf32x3" if q.dtype == torch.float32 else "tf32", upcast(q.dtype),
         num_warps=launch.num_warps, num_stages=launch.num_stages,
@@ -238,21 +238,21 @@ def _specialization(
 ) -> Specialization:
     """As the public call launches it for caches of eight kv heads in pages of 16."""
     merged = {
-        "GROUP": 4, "HEAD_DIM": 128, "NUM_SPLITS": 1, "CAUSAL": True, "WINDOW": 0, "CAPPED": False, "ALIBI": False,
+        "GROUP": 4, "HEAD_DIM": 128, "SPLITS": False, "CAUSAL": True, "WINDOW": 0, "CAPPED": False, "ALIBI": False,
         "SINKS": False, "FP8": cache == "*u8", "PRECISION": "tf32", "UPCAST": False, "NUM_KV_HEADS": 8, "PAGE": 16,
     } | constants  # fmt: skip
     head_dim, group = merged["HEAD_DIM"], merged["GROUP"]
     given = [name for name, flag in (("alibi_slopes", "ALIBI"), ("sinks", "SINKS")) if merged[flag]]
     absent = {name: None for name in ("alibi_slopes", "sinks") if name not in given}
     page_stride = 8 * 16 * head_dim
-    split = "*fp32" if merged["NUM_SPLITS"] > 1 else f"*{kind}"
+    split = "*fp32" if merged["SPLITS"] else f"*{kind}"
     return Specialization(
         name=name,
         kernel=paged_attention_kernel,
         types={
             **dict.fromkeys(("q", "out"), f"*{kind}"), **dict.fromkeys(("k_cache", "v_cache"), cache),
             **dict.fromkeys(("block_table", "query_start", "seq_lens"), "*i32"), **dict.fromkeys(given, "*fp32"),
-            **dict.fromkeys(("partial", "partial_lse"), split), **dict.fromkeys(("num_seqs", "table_stride"), "i32"),
+            **dict.fromkeys(("partial", "partial_lse"), split), **dict.fromkeys(("num_seqs", "table_stride", "num_splits"), "i32"),
             **dict.fromkeys(("scale", "cap", "v_scale"), "fp32"),
         },
         constants={
@@ -281,7 +281,7 @@ def _with_launches(
 
 
 COMPILED = [
-    *_with_launches("decode", 1, NUM_SPLITS=16),
+    *_with_launches("decode", 1, SPLITS=True),
     *_with_launches("decode-fp8", 1, cache="*u8", max_stack_bytes=8),  # the compiler stops at 168 registers
     *_with_launches("decode-K64-sinks", 1, HEAD_DIM=64, GROUP=8, SINKS=True, WINDOW=128),
     *_with_launches("decode-K256-capped", 1, HEAD_DIM=256, GROUP=2, CAPPED=True, WINDOW=4096),

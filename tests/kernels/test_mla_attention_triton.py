@@ -48,7 +48,7 @@ def test_long_contexts_are_split_and_merged(
         asked.append((num_programs, max_keys))
         return 16
 
-    monkeypatch.setattr(kernel, "num_splits", sixteen)
+    monkeypatch.setattr(kernel, "choose_num_splits", sixteen)
     args = arguments(device, (5, 20, 8, 4), [(1, 300), (1, 1), (2, 65), (0, 7)], triton_dtype)  # most splits see no key
     options = {"kv_rank": 20, "scale": 0.2}
     assert_close(mla_attention(*args, **options), reference.mla_attention(*args, **options))

@@ -94,13 +94,18 @@ def test_long_contexts_are_split_and_merged(
 
 
 def test_splits_fill_the_processors_and_no_more() -> None:
-    from kernels.triton_split_kv import num_splits
+    from kernels.triton_split_kv import choose_num_splits
 
     cpu = torch.device("cpu")  # counts as eight processors
-    assert num_splits(1, 100, cpu) == num_splits(16, 1 << 20, cpu) == num_splits(1000, 1 << 20, cpu) == 1
-    assert num_splits(1, 1 << 20, cpu) == 16
-    assert num_splits(1, 1500, cpu) == 4
-    assert num_splits(3, 1 << 20, cpu) == 4
+    assert (
+        choose_num_splits(1, 100, cpu)
+        == choose_num_splits(16, 1 << 20, cpu)
+        == choose_num_splits(1000, 1 << 20, cpu)
+        == 1
+    )
+    assert choose_num_splits(1, 1 << 20, cpu) == 16
+    assert choose_num_splits(1, 1500, cpu) == 4
+    assert choose_num_splits(3, 1 << 20, cpu) == 4
 
 
 def test_pages_that_left_the_window_may_be_freed(device: torch.device, triton_dtype: torch.dtype) -> None:
