@@ -11,7 +11,7 @@ def tile(num_tokens: int, dtype: torch.dtype) -> Tile:
     """By how many tokens share a head's matrix."""
     if dtype == torch.float32:  # without tensor cores
         return Tile(16, 64, 32, 4, 2)
-    return Tile(16, 64, 128, 4, 4) if num_tokens <= 32 else Tile(64, 128, 64, 4, 4)
+    return Tile(16, 64, 128, 4, 4) if num_tokens <= 32 else Tile(64, 64, 64, 4, 4)
 
 
 def head_linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from kernels.rms_norm.kernel import MAX_SIZE, tile
+from kernels.rms_norm.kernel import MAX_SIZE, as_rows, tile
 from kernels.triton_runtime import Specialization, tl, triton
 
 __all__ = ["COMPILED", "MAX_SIZE", "add_layer_norm", "layer_norm"]
@@ -23,6 +23,9 @@ def _layer_norm(
     y,
     num_rows,
     size,
+    inner,
+    outer_stride,
+    inner_stride,
     eps,
     HAS_RESIDUAL: tl.constexpr,
     HAS_WEIGHT: tl.constexpr,
@@ -30,13 +33,17 @@ def _layer_norm(
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """x, residual, y (num_rows, size) dense. Grid: one program for each ROWS rows."""
+    """Row i of x begins at i // inner * outer_stride + i % inner * inner_stride; residual and y (num_rows, size) are dense.
+
+    Grid: one program for each ROWS rows.
+    """
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
     column = tl.arange(0, BLOCK)[None, :]
     in_row = column < size
     inside = (row < num_rows) & in_row
     place = row.to(tl.int64) * size + column
-    value = tl.load(x + place, inside, 0.0)
+    begin = (row // inner).to(tl.int64) * outer_stride + (row % inner) * inner_stride
+    value = tl.load(x + begin + column, inside, 0.0)
     dtype = value.dtype
     value = value.to(tl.float32)
     if HAS_RESIDUAL:
@@ -57,7 +64,8 @@ def _layer_norm(
 
 def layer_norm(x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, eps: float) -> torch.Tensor:
     """x (..., D) with D at most MAX_SIZE, weight (D) or None, bias (D) or None -> (..., D)."""
-    return _launch(x.contiguous(), None, weight, bias, eps)
+    x, placed = as_rows(x)
+    return _launch(x, None, weight, bias, eps, placed)
 
 
 def add_layer_norm(
@@ -65,7 +73,7 @@ def add_layer_norm(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """x, residual (..., D) -> (normed, residual), residual overwritten."""
     total = residual.contiguous()
-    y = _launch(x.contiguous(), total, weight, bias, eps)
+    y = _launch(x.contiguous(), total, weight, bias, eps, (1, x.shape[-1], 0))
     if total is not residual:
         residual.copy_(total)
     return y, residual
@@ -77,9 +85,10 @@ def _launch(
     weight: torch.Tensor | None,
     bias: torch.Tensor | None,
     eps: float,
+    placed: tuple[int, int, int],
 ) -> torch.Tensor:
     size = x.shape[-1]
-    y = torch.empty_like(x)
+    y = x.new_empty(x.shape)
     if not x.numel():
         return y
     num_rows = x.numel() // size
@@ -92,6 +101,7 @@ def _launch(
         y,
         num_rows,
         size,
+        *placed,
         eps,
         HAS_RESIDUAL=residual is not None,
         HAS_WEIGHT=weight is not None,
@@ -105,14 +115,15 @@ def _launch(
 
 def _specialization(size: int, dtype: str, *, has_residual: bool) -> Specialization:
     rows, block, num_warps = tile(size)
+    counts = ("num_rows", "size", "inner", "outer_stride", "inner_stride")
     pointers = ("x", "weight", "bias", "y", *(("residual",) if has_residual else ()))
     return Specialization(
         name=f"D{size}-{dtype}{'-residual' if has_residual else ''}",
         kernel=_layer_norm,
-        types={**dict.fromkeys(pointers, f"*{dtype}"), "num_rows": "i32", "size": "i32", "eps": "fp32"},
+        types={**dict.fromkeys(pointers, f"*{dtype}"), **dict.fromkeys(counts, "i32"), "eps": "fp32"},
         constants={"HAS_RESIDUAL": has_residual, "HAS_WEIGHT": True, "HAS_BIAS": True, "ROWS": rows, "BLOCK": block}
         | ({} if has_residual else {"residual": None}),
-        aligned=("size",),
+        aligned=("size", "outer_stride", "inner_stride"),
         num_warps=num_warps,
     )
 

@@ -62,16 +62,18 @@ def tile(size: int) -> tuple[int, int, int]:
     return rows, block, min(32, max(2, rows * block // 512))
 
 
+def as_rows(x: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int, int]]:
+    """x (..., D), copied where it must be, and its rows' inner count, outer stride and inner stride, see _rms_norm."""
+    if x.dim() == 3 and x.stride(2) == 1:  # heads, also of a slice
+        return x, (x.shape[1], x.stride(0), x.stride(1))
+    return x.contiguous(), (1, x.shape[-1], 0)
+
+
 def rms_norm(x: torch.Tensor, weight: torch.Tensor | None, eps: float) -> torch.Tensor:
     """x (..., D) with D at most MAX_SIZE, weight (D) or None -> (..., D)."""
-    if x.is_contiguous():
-        inner, outer_stride, inner_stride = 1, x.shape[-1], 0
-    elif x.dim() == 3 and x.stride(2) == 1:  # heads of a slice
-        inner, outer_stride, inner_stride = x.shape[1], x.stride(0), x.stride(1)
-    else:
-        return rms_norm(x.contiguous(), weight, eps)
+    x, placed = as_rows(x)
     y = x.new_empty(x.shape)
-    _launch(x, None, weight, y, eps, inner, outer_stride, inner_stride)
+    _launch(x, None, weight, y, eps, placed)
     return y
 
 
@@ -81,7 +83,7 @@ def add_rms_norm(
     """x, residual (..., D), weight (D) or None -> (normed, residual), residual overwritten."""
     x, total = x.contiguous(), residual.contiguous()
     y = torch.empty_like(x)
-    _launch(x, total, weight, y, eps, 1, x.shape[-1], 0)
+    _launch(x, total, weight, y, eps, (1, x.shape[-1], 0))
     if total is not residual:
         residual.copy_(total)
     return y, residual
@@ -93,9 +95,7 @@ def _launch(
     weight: torch.Tensor | None,
     y: torch.Tensor,
     eps: float,
-    inner: int,
-    outer_stride: int,
-    inner_stride: int,
+    placed: tuple[int, int, int],
 ) -> None:
     size = x.shape[-1]
     if not x.numel():
@@ -109,9 +109,7 @@ def _launch(
         y,
         num_rows,
         size,
-        inner,
-        outer_stride,
-        inner_stride,
+        *placed,
         eps,
         HAS_RESIDUAL=residual is not None,
         HAS_WEIGHT=weight is not None,
