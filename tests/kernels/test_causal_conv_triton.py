@@ -11,7 +11,7 @@ from tests.kernels.test_causal_conv import BATCHES, operands, poisoned_state, ra
 
 
 @pytest.mark.parametrize("batch", BATCHES.values(), ids=BATCHES)
-@pytest.mark.parametrize("shape", [(270, 4), (33, 4), (5, 7), (16, 2), (3, 1)], ids="C{0[0]}-W{0[1]}".format)
+@pytest.mark.parametrize("shape", [(270, 4), (5, 7), (3, 1)], ids="C{0[0]}-W{0[1]}".format)
 def test_causal_conv_equals_reference(
     triton_device: torch.device, triton_dtype: torch.dtype, shape: tuple[int, int], batch: list[tuple[int, int]]
 ) -> None:
