@@ -148,6 +148,7 @@ def specialization(name: str, dtype: str, tile: Tile, *, has_bias: bool, transpo
         aligned=("inner_size", "num_columns", *strides),
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
+        wgmma=tile.m >= 64,
     )  # fmt: skip
 
 

@@ -169,6 +169,7 @@ def _specializations(m: int, rank: int, dtype: str) -> list[Specialization]:
             constants={"UPCAST": False, "M": m, "R": of_rank, "K": k},
             aligned=("din", "slice_size", "x_stride"),
             num_stages=4,
+            wgmma=m >= 64,
         ),
         Specialization(
             name=f"expand-{m}-r{rank}-{dtype}",
@@ -178,6 +179,7 @@ def _specializations(m: int, rank: int, dtype: str) -> list[Specialization]:
             constants={"UPCAST": False, "M": m, "N": _COLUMNS, "R": min(of_rank, _MAX_EXPANDED)},
             aligned=("dout", "y_stride"),
             num_stages=1,
+            wgmma=m >= 64,
         ),
     ]
 

@@ -225,6 +225,7 @@ def _specializations(average: int, dtype: str) -> list[Specialization]:
             constants={"ACT": "silu", **_constants(first, first.k, False)},
             num_warps=first.num_warps,
             num_stages=first.num_stages,
+            wgmma=first.m >= 64,
             **shared,
         ),
         Specialization(
@@ -234,6 +235,7 @@ def _specializations(average: int, dtype: str) -> list[Specialization]:
             constants=_constants(second, second.k, False),
             num_warps=second.num_warps,
             num_stages=second.num_stages,
+            wgmma=second.m >= 64,
             **shared,
         ),
     ]

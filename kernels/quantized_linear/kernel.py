@@ -169,6 +169,7 @@ def _specialization(
         aligned=("din", "dout", "group_size", "x_stride"),
         num_warps=of.num_warps,
         num_stages=of.num_stages,
+        wgmma=of.m >= 64,
         max_stack_bytes=max_stack_bytes,
     )  # fmt: skip
 
