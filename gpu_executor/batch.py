@@ -50,16 +50,21 @@ class Rotation:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class CrossBatch:
-    """What the R sequences of a step read of an encoder's output, and what the encoder computes of it in this step.
+    """What the step's tokens read of what was encoded, and what is encoded in this step.
 
-    The keys of sequence r are those of its seq_lens[r] encoder tokens, in the blocks block_table[r]. `encoder` holds the
-    tokens of the sequences that begin, in the num_encoder_blocks blocks of a cache that lives for the step alone; what
-    cross attention makes of their row t goes to slot slot_mapping[t] of the decoder's caches.
+    Tokens that read the same are together: run r is query_start[r] to query_start[r + 1] of `rows`, and its keys are
+    seq_lens[r] encoded ones in the blocks block_table[r]. `encoder` holds an encoder's input of the sequences that begin, in
+    the num_encoder_blocks blocks of a cache that lives for the step alone, and `encoded` what other models made of media;
+    what cross attention makes of their row t goes to slot slot_mapping[t] of the decoder's caches.
     """
 
-    seq_lens: torch.Tensor  # (R,) int32
-    block_table: torch.Tensor  # (R, M') int32
+    query_start: torch.Tensor  # (R' + 1,) int32
+    seq_lens: torch.Tensor  # (R',) int32
+    block_table: torch.Tensor  # (R', M') int32
     block_size: int
+    rows: torch.Tensor | None = None  # (T'',) int64: tokens that read something; None if all do
+    passes_mlp: torch.Tensor | None = None  # (T'', 1), 1 or 0: whether a gated layer's MLP counts; None if all do
     encoder: Batch | None = None
     num_encoder_blocks: int = 0
-    slot_mapping: torch.Tensor | None = None  # (T',) int64
+    encoded: torch.Tensor | None = None  # (T', D)
+    slot_mapping: torch.Tensor | None = None  # (T',) int64; None if nothing is encoded in this step

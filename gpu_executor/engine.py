@@ -16,8 +16,9 @@ import numpy as np
 
 from forebay.errors import Aborted, DeadlineExceeded, ForebayError, InvalidRequest, NotOffered, ResourceExhausted
 from forebay.v1.errors_pb2 import ErrorReason
-from gpu_executor.media import check_media, check_positions
+from gpu_executor.media import check_cross_media, check_media, check_positions
 from gpu_executor.media_encoder import MediaEncoder
+from gpu_executor.media_layout import MediaLayout, lay_out
 from gpu_executor.model_runner import ModelRunner, RunResult
 from gpu_executor.models.pooler import Pooler
 from gpu_executor.models.spec import ModelSpec
@@ -163,13 +164,14 @@ class Engine:
                 f"the model takes {self.max_model_len:,}",
                 ErrorReason.ERROR_REASON_TOO_LONG,
             )
-        needed = self.scheduler.most_blocks(total, len(request.encoder_token_ids))
+        size = self.scheduler.block_size
+        num_encoder_blocks = request.num_encoder_blocks(size)
+        needed = self.scheduler.most_blocks(total, num_encoder_blocks)
         num_blocks = self.scheduler.pool.num_blocks
         if needed > num_blocks:
-            size = self.scheduler.block_size
             beside = f" beside {len(request.encoder_token_ids):,} of the encoder" if request.encoder_token_ids else ""
             limit = f"; the KV cache holds {num_blocks * size:,}"
-            if self.scheduler.reach.slides:
+            if self.scheduler.reach.num_groups > 1 or request.media_layout is not None:
                 limit = f", which take up to {needed:,} blocks of KV at once; the cache has {num_blocks:,}"
             raise InvalidRequest(
                 f"prompt and max_tokens are {total:,} tokens{beside}{limit}",
@@ -229,6 +231,7 @@ class Engine:
             hidden_size=0 if spec is None else spec.decoder.embed_size or spec.decoder.hidden_size,
             max_features=0 if reach is None else reach.cache.max_rows,
         )
+        request.media_layout = self._media_layout(request)
         if request.positions is not None:
             max_tokens = request.sampling.max_tokens
             check_positions(request.positions, request.num_prompt_tokens, max_tokens, self.max_model_len)
@@ -238,6 +241,20 @@ class Engine:
                 f"step takes {self.scheduler.max_num_batched_tokens:,} (--max-num-batched-tokens)",
                 ErrorReason.ERROR_REASON_TOO_LONG,
             )
+
+    def _media_layout(self, request: Request) -> MediaLayout | None:
+        """Where the request's media lies for cross attention; None for models, and for prompts, that have none."""
+        if not request.media or self.spec is None or not self.spec.reads_media:
+            return None
+        tower = self.spec.tower
+        check_cross_media(request.media, tower, self.scheduler.media.cache.max_rows)
+        return lay_out(
+            [item.start for item in request.media],
+            [tower.num_tiles(item.tensors) for item in request.media],
+            max_tiles=tower.max_tiles,
+            tile_rows=tower.tile_rows,
+            block_size=self.scheduler.block_size,
+        )
 
     def abort(self, key: Hashable, sequence_index: int | None = None) -> bool:
         """Ends a request (or one of its sequences) at once; whether it was running."""

@@ -7,6 +7,9 @@ group lies in memory j. So one pool of blocks serves all groups: a block is some
     Gemma 2, 26 layers     memory 0   memory 1   …  memory 12
     group 0, sees all      layer 1    layer 3    …  layer 25     a sequence's table: every block
     group 1, slides        layer 0    layer 2    …  layer 24     a sequence's table: the window's blocks, of the same pool
+
+Where some layers keep nothing but what was encoded (of media, say), in blocks of yet another table, the others are in groups of
+as many: so those blocks take no memory of layers that have no use for them.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import torch
 
 from gpu_executor.mixers.state import KvCache, PagedKv, State, StateLayout
 
+_MOST_GROUPS = 8  # beside layers that keep what was encoded
 _GROUP_COST = (
     1 / 50
 )  # what one group less is worth, as a share of memory: each has tables to write and to copy in every step
@@ -63,11 +67,13 @@ def group_layers(
     *,
     bidirectional: bool = False,
     cross: bool = False,
+    encoded: tuple[int, ...] = (),
 ) -> LayerGroups:
     """The groups of a model's layers, given what each one keeps.
 
     `bidirectional`: nothing is read again in a later step, so that layers use one memory, one after the other. `cross`:
-    layers keep an encoder's output as well, all of it in blocks that one table names.
+    layers keep an encoder's output as well, all of it in blocks that one table names. `encoded`: these layers keep nothing
+    else, so that each of their blocks can be one of other layers, which are in groups of as many.
 
     All layers are one group, with the widest window, where there is nothing to gain, and where blocks cannot change hands:
     with cross attention, with latents, with states in slots, with layers whose numbers or sizes of heads differ.
@@ -78,6 +84,8 @@ def group_layers(
         memories = tuple(dict.fromkeys(kept))
         places = (None if layout is None else (memories.index(layout), 0) for layout in layouts)
         return LayerGroups((None,), memories, tuple(places))
+    if encoded and len(set(kept)) == 1 and isinstance(kept[0], PagedKv) and kept[0].window is None:
+        return _beside_encoded(layouts, kept[0], encoded)
     layers: dict[int, list[int]] = {}  # by how many tokens they read at most
     for index, layout in enumerate(layouts):
         if layout is not None and layout.bytes_per_token(dtype):
@@ -90,6 +98,19 @@ def group_layers(
     window = _window(max(layers, default=max_model_len), max_model_len)
     ids = iter(range(len(kept)))
     return LayerGroups((window,), tuple(kept), tuple(None if layout is None else (next(ids), 0) for layout in layouts))
+
+
+def _beside_encoded(layouts: tuple[StateLayout | None, ...], memory: PagedKv, encoded: tuple[int, ...]) -> LayerGroups:
+    """Groups of layers that see all, none much larger than the group of those that keep what was encoded."""
+    others = [index for index, layout in enumerate(layouts) if layout is not None and index not in encoded]
+    size = max(len(encoded), -(-len(others) // _MOST_GROUPS))
+    places: list[tuple[int, int] | None] = [None] * len(layouts)
+    for number, index in enumerate(others):
+        places[index] = (number % size, number // size)
+    for number, index in enumerate(encoded):
+        places[index] = (number, 0)
+    num_groups = max(1, -(-len(others) // size))
+    return LayerGroups((None,) * num_groups, (memory,) * size, tuple(places))
 
 
 def _choose(layers: dict[int, list[int]]) -> list[tuple[int, list[int]]]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
 
 from forebay.errors import InvalidRequest
 from forebay.v1.errors_pb2 import ErrorReason
+from gpu_executor.models.towers.tower import TiledTowerSpec
 
 EMBEDDINGS = "embeddings"  # the tensor (rows, D) of an item that needs no tower
 
@@ -95,6 +96,22 @@ def check_media(
                 raise _unusable(index, f"has embeddings {list(embeddings.shape)}; {list(wanted)} numbers are needed")
             if not embeddings.isfinite().all():
                 raise _unusable(index, "has embeddings that are not finite")
+
+
+def check_cross_media(media: Sequence[MediaInput], tower: TiledTowerSpec, max_features: int) -> None:
+    """The same for media that cross attention reads; its features are held all at once."""
+    for index, item in enumerate(media):
+        if item.num_features != 1:
+            raise _unusable(index, f"stands for {item.num_features:,} tokens; each item is one token of this model")
+        if not tower.num_tiles(item.tensors):
+            raise _unusable(index, "has no tensors that this model's tower takes")
+    num_items = len({item.digest for item in media})
+    if (num_rows := num_items * tower.max_tiles * tower.tile_rows) > max_features:
+        raise InvalidRequest(
+            f"the prompt's {num_items} items have {num_rows:,} features; at most {max_features:,} are held "
+            "(--encoder-cache-size)",
+            ErrorReason.ERROR_REASON_MEDIA_TOO_LARGE,
+        )
 
 
 def check_positions(positions: np.ndarray, num_prompt_tokens: int, max_tokens: int, max_model_len: int) -> None:

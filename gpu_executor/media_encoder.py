@@ -22,6 +22,8 @@ class MediaEncoder:
 
     def __init__(self, model: Decoder, cache: EncoderCache) -> None:
         self._model, self._cache = model, cache
+        spec = model.spec
+        self._num_features = spec.most_encoded if spec.reads_media else None  # of every item; None: as its tokens say
 
     @torch.inference_mode()
     def __call__(self, items: SequenceOf[MediaInput]) -> dict[bytes, ForebayError]:
@@ -34,7 +36,7 @@ class MediaEncoder:
             computed = [self._encode_alone(found) for found in inputs]
         errors: dict[bytes, ForebayError] = {}
         for item, features in zip(items, computed, strict=True):
-            checked = _checked(features, item.num_features)
+            checked = _checked(features, self._num_features or item.num_features)
             if isinstance(checked, ForebayError):
                 errors[item.digest] = checked
             else:

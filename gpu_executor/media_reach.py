@@ -32,14 +32,15 @@ class MediaReach:
         return count
 
     def _hold(self, item: MediaInput) -> bool:
-        is_new = item.digest not in self.cache
-        if is_new and item.num_features > self._rows_left < self._max_rows:
+        num_new = 0 if item.digest in self.cache else item.num_features
+        if not self._has_time(num_new) or not self.cache.hold(item.digest, item.num_features):
             return False
-        if not self.cache.hold(item.digest, item.num_features):
-            return False
-        if is_new:
-            self._rows_left -= item.num_features
+        self._rows_left -= num_new
         return True
+
+    def _has_time(self, num_new: int) -> bool:
+        """Whether the step can compute so many features more; the first ones may be more than it should."""
+        return num_new <= self._rows_left or self._rows_left == self._max_rows
 
     def release_passed(self, sequence: Sequence) -> None:
         """Lets go of items all of whose tokens are computed."""
@@ -64,3 +65,38 @@ class MediaReach:
                 if item.digest not in self.cache:
                     found.setdefault(item.digest, item)
         return list(found.values())
+
+
+class CrossMediaReach(MediaReach):
+    """The same for models that read media by cross attention: all of a request's features are needed in its first step alone.
+
+    That step makes of them what the layers keep. Every item has `item_rows` features.
+    """
+
+    def __init__(self, cache: EncoderCache, max_rows_per_step: int, item_rows: int) -> None:
+        super().__init__(cache, max_rows_per_step)
+        self._item_rows = item_rows
+
+    def limit(self, sequence: Sequence, start: int, count: int) -> int:
+        """`count`, or 0 where the sequence has to wait for room."""
+        if sequence.request.is_encoded or sequence.held_media:
+            return count
+        return count if self._hold_all(sequence) else 0
+
+    def _hold_all(self, sequence: Sequence) -> bool:
+        """Holds all items, or none."""
+        media = sequence.request.media
+        num_new = self._item_rows * len({item.digest for item in media if item.digest not in self.cache})
+        if not self._has_time(num_new):
+            return False
+        for index, item in enumerate(media):
+            if not self.cache.hold(item.digest, self._item_rows):
+                self.release(sequence)
+                return False
+            sequence.held_media.add(index)
+        self._rows_left -= num_new
+        return True
+
+    def release_passed(self, sequence: Sequence) -> None:
+        """Lets go of everything: what the layers keep is made."""
+        self.release(sequence)

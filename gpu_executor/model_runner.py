@@ -8,10 +8,11 @@ from collections.abc import Sequence as SequenceOf
 import numpy as np
 import torch
 
-from gpu_executor.batch import Batch, CrossBatch
+from gpu_executor.batch import Batch, CrossBatch, Features
 from gpu_executor.encoder_cache import EncoderCache
 from gpu_executor.layer_groups import LayerGroups
 from gpu_executor.media_batch import axes_of, features_of, whole_parts
+from gpu_executor.media_cross import MediaCross
 from gpu_executor.mixers.state import SlotState
 from gpu_executor.models.decoder import Decoder
 from gpu_executor.models.pooler import Pooler
@@ -60,6 +61,10 @@ class ModelRunner:
         )
         self._tables = np.zeros((len(groups.windows), max_num_seqs, -(-max_model_len // block_size)), np.int32)
         self._encoder_tables = np.zeros((max_num_seqs, -(-model.spec.max_encoder_len // block_size)), np.int32)
+        self._media_cross: MediaCross | None = None
+        if model.spec.reads_media:
+            assert features is not None
+            self._media_cross = MediaCross(features, block_size, model.dtype, model.device)
 
     @torch.inference_mode()
     def run(self, plan: SequenceOf[ScheduledSequence]) -> RunResult:
@@ -121,9 +126,9 @@ class ModelRunner:
                 block_tables=tuple(self._tensor(table[slots, :width]) for table in self._tables),
                 state_slots=self._tensor(slots),
                 slot_mappings=slot_mappings,
-                cross=self._cross(plan, slots) if self._encoder_tables.size else None,
+                cross=self._cross(plan, slots, query_start),
                 segments=self._segments(plan) if self.model.spec.decoder.num_segments else None,
-                features=None if self.features is None else features_of(plan, query_start, self.features, self.device),
+                features=self._features_of(plan, query_start),
                 axes=None if axes is None else self._tensor(axes),
                 whole=whole_parts(plan) if self.model.spec.prefix_bidirectional else (),
             ),
@@ -142,21 +147,40 @@ class ModelRunner:
         """Copies the blocks that the sequence got since its last step into its row of each group's table."""
         sequence = part.sequence
         first, last = sequence.num_table_blocks, len(sequence.blocks[0])
-        if first == 0:
+        if first == 0 and self._media_cross is not None:
+            self._media_cross.begin(sequence)
+        elif first == 0:
             self._encoder_tables[sequence.slot, : len(sequence.encoder_blocks)] = sequence.encoder_blocks
         if first < last:
             for table, blocks in zip(self._tables, sequence.blocks, strict=True):
                 table[sequence.slot, first:last] = blocks[first:]
             sequence.num_table_blocks = last
 
-    def _cross(self, plan: SequenceOf[ScheduledSequence], slots: np.ndarray) -> CrossBatch:
+    def _features_of(self, plan: SequenceOf[ScheduledSequence], query_start: np.ndarray) -> Features | None:
+        """What takes the place of the step's embeddings."""
+        if self.features is None or self._media_cross is not None:
+            return None
+        return features_of(plan, query_start, self.features, self.device)
+
+    def _cross(
+        self, plan: SequenceOf[ScheduledSequence], slots: np.ndarray, query_start: np.ndarray
+    ) -> CrossBatch | None:
+        """What the parts read of what was encoded, and what is encoded in this step; None where there is nothing."""
+        if self._media_cross is not None:
+            return self._media_cross.batch(plan, query_start)
+        return self._encoder_output(plan, slots, query_start) if self._encoder_tables.size else None
+
+    def _encoder_output(
+        self, plan: SequenceOf[ScheduledSequence], slots: np.ndarray, query_start: np.ndarray
+    ) -> CrossBatch:
         """What the parts read of their encoders' outputs, and the encoders' own tokens where they run in this step."""
         size = self.block_size
         lengths = np.fromiter((len(part.sequence.request.encoder_token_ids) for part in plan), np.int32, len(plan))
         table = self._encoder_tables[slots, : -(-int(lengths.max()) // size)]
+        starts = self._tensor(query_start)
         beginning = [i for i, part in enumerate(plan) if part.encodes]
         if not beginning:
-            return CrossBatch(self._tensor(lengths), self._tensor(table), size)
+            return CrossBatch(starts, self._tensor(lengths), self._tensor(table), size)
         counts = lengths[beginning]
         rows = np.repeat(np.arange(len(beginning)), counts)  # (T',)
         positions = np.concatenate([np.arange(count) for count in counts])  # (T',)
@@ -173,7 +197,15 @@ class ModelRunner:
             slot_mappings=(self._tensor(_slots(own_table, rows, positions, size)),),
         )
         slot_mapping = self._tensor(_slots(table[beginning], rows, positions, size))
-        return CrossBatch(self._tensor(lengths), self._tensor(table), size, encoder, int(ends[-1]), slot_mapping)
+        return CrossBatch(
+            starts,
+            self._tensor(lengths),
+            self._tensor(table),
+            size,
+            encoder=encoder,
+            num_encoder_blocks=int(ends[-1]),
+            slot_mapping=slot_mapping,
+        )
 
     def _segments(self, plan: SequenceOf[ScheduledSequence]) -> torch.Tensor:
         """(T,): the token types that requests give, zeros for those that give none."""

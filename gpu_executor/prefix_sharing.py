@@ -95,7 +95,7 @@ class PrefixSharing:
         if len(request.sequences) == 1:
             return False
         running = [other for other in request.sequences if other is not sequence and other.slot >= 0]
-        if request.encoder_token_ids and running and not any(other.is_encoded for other in running):
+        if request.num_encoder_blocks(self._block_size) and running and not request.is_encoded:
             return True
         if request.num_prompt_tokens <= self._block_size:
             return False

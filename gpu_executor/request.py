@@ -12,6 +12,7 @@ import numpy as np
 
 from forebay.block_hash import MediaMap, block_digest, root_digest
 from gpu_executor.media import MediaInput
+from gpu_executor.media_layout import MediaLayout
 
 
 class FinishReason(enum.Enum):
@@ -87,6 +88,7 @@ class Request:
         "first_token_id",
         "key",
         "media",
+        "media_layout",
         "media_map",
         "num_cached_tokens",
         "num_known_rows",
@@ -141,6 +143,7 @@ class Request:
         # What is added to the index of a token behind the prompt for its rotary position.
         self.position_delta = 0 if positions is None else int(positions.max()) + 1 - len(prompt_token_ids)
         self.media_map = MediaMap((start, length, item.digest) for item in self.media for start, length in item.spans)
+        self.media_layout: MediaLayout | None = None  # of media that cross attention reads; set by the engine
         self.prompt_is_whole = False  # its tokens see each other, whichever comes first; set by the engine
         self.arrival = -1  # set by the scheduler
         self.first_token_id: int | None = (
@@ -162,11 +165,27 @@ class Request:
 
     @property
     def root_digest(self) -> bytes:
-        """The parent digest of the first block. Where the prompt is whole, its first token's state depends on its last."""
+        """The parent digest of the first block, over what the first token's state depends on of what follows it.
+
+        This is all of a prompt that is whole, and all media where tokens read of media behind them.
+        """
         root = root_digest(self.salt, self.encoder_token_ids)
+        if self.media_layout is not None and self.media_layout.reads_all:
+            return block_digest(root, (), self.media_map.key(0, self.num_prompt_tokens))
         if not self.prompt_is_whole:
             return root
         return block_digest(root, self.prompt_token_ids, self.media_map.key(0, self.num_prompt_tokens))
+
+    @property
+    def is_encoded(self) -> bool:
+        """Whether some sequence holds what cross attention reads of the request's encoder or media."""
+        return any(sequence.is_encoded for sequence in self.sequences)
+
+    def num_encoder_blocks(self, block_size: int) -> int:
+        """Blocks of what cross attention reads beside the sequence itself; 0 where there is no such thing."""
+        if self.media_layout is not None:
+            return self.media_layout.num_blocks
+        return -(-len(self.encoder_token_ids) // block_size)
 
     @property
     def finished(self) -> bool:

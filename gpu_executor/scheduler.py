@@ -28,7 +28,7 @@ class ScheduledSequence:
 
     sequence: Sequence
     num_tokens: int
-    encodes: bool = False  # its encoder runs as well, over all of its input
+    encodes: bool = False  # what cross attention reads of its encoder's input, or of its media, is made as well
     state_from: int | None = None  # slot whose state is copied to the sequence's before the step
     state_to: int | None = None  # slot that the sequence's state is copied to after the step, once all were copied from
 
@@ -207,9 +207,9 @@ class Scheduler:
                 self.pool.release(sequence.blocks[group][num_passed[group] : first])
                 num_passed[group] = first
 
-    def most_blocks(self, num_tokens: int, num_encoder_tokens: int = 0) -> int:
-        """Blocks of all groups that a sequence of so many tokens holds at most."""
-        return self.reach.most_held(num_tokens, self.max_num_batched_tokens) + self.reach.num_blocks(num_encoder_tokens)
+    def most_blocks(self, num_tokens: int, num_encoder_blocks: int = 0) -> int:
+        """Blocks of all groups that a sequence of so many tokens holds at most, with so many of what it reads beside."""
+        return self.reach.most_held(num_tokens, self.max_num_batched_tokens) + num_encoder_blocks
 
     def _reserve(self, sequence: Sequence, count: int, plan: list[ScheduledSequence]) -> bool:
         """Takes the blocks that `count` more tokens need, preempting from the back; False if `sequence` itself had to go."""
@@ -245,7 +245,7 @@ class Scheduler:
         if not count or (self._whole_prompts and count < sequence.num_tokens):
             self._release_media(sequence)
             return None
-        num_encoder_blocks = self.reach.num_blocks(num_encoder_tokens)
+        num_encoder_blocks = 0 if encoder_blocks else sequence.request.num_encoder_blocks(self.block_size)
         num_new = self.reach.num_blocks(num_known_tokens + count) - num_known  # of each group
         needed = num_new * self.reach.num_groups + num_encoder_blocks
         num_passed = self.reach.first_read(num_known_tokens)
@@ -267,7 +267,7 @@ class Scheduler:
         self.waiting.remove(sequence)
         bisect.insort(self.running, sequence, key=_order)
         sequence.slot, sequence.num_table_blocks = self._free_slots.pop(), 0
-        return ScheduledSequence(sequence, count, encodes=num_encoder_tokens > 0, state_from=state_from)
+        return ScheduledSequence(sequence, count, encodes=num_encoder_blocks > 0, state_from=state_from)
 
     def _admit_after(self, first: Sequence, budget: int, plan: list[ScheduledSequence]) -> ScheduledSequence | None:
         """Starts the first waiting sequence that need not wait for its request's prompt."""

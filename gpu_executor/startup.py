@@ -17,7 +17,7 @@ from gpu_executor.encoder_cache import EncoderCache
 from gpu_executor.engine import Engine
 from gpu_executor.layer_groups import group_layers
 from gpu_executor.media_encoder import MediaEncoder
-from gpu_executor.media_reach import MediaReach
+from gpu_executor.media_reach import CrossMediaReach, MediaReach
 from gpu_executor.memory import num_kv_blocks, num_snapshot_slots
 from gpu_executor.model_info import ModelInfo, eos_token_ids, first_token_id, read_model_config
 from gpu_executor.model_runner import ModelRunner
@@ -27,6 +27,7 @@ from gpu_executor.models.loader import load_model, resolve_dtype
 from gpu_executor.models.pooler import resolve_pooler
 from gpu_executor.models.registry import Architecture
 from gpu_executor.models.sentence_files import SentenceFiles, read_sentence_files
+from gpu_executor.models.spec import ModelSpec
 from gpu_executor.pooler_override import PoolerOverride
 from gpu_executor.scheduler import Scheduler
 
@@ -70,7 +71,7 @@ def build_engine(config: ExecutorConfig, *, progress: bool = True) -> tuple[Engi
     )
     groups = group_layers(
         model.state_layouts, dtype, model.spec.max_model_len,
-        bidirectional=whole_prompts, cross=model.spec.encoder is not None,
+        bidirectional=whole_prompts, cross=model.spec.encoder is not None, encoded=model.spec.encoded_layers,
     )  # fmt: skip
     most_blocks = None
     if whole_prompts:  # what one step takes, each sequence's last block not full
@@ -81,7 +82,7 @@ def build_engine(config: ExecutorConfig, *, progress: bool = True) -> tuple[Engi
         groups,
         dtype,
         max_model_len,
-        model.spec.max_encoder_len,
+        model.spec.most_encoded,
         budget,
         device,
         num_snapshots=num_snapshots or 0,
@@ -112,7 +113,7 @@ def build_engine(config: ExecutorConfig, *, progress: bool = True) -> tuple[Engi
         windows=groups.windows,
         num_snapshots=num_snapshots,
         whole_prompts=whole_prompts,
-        media=None if features is None else MediaReach(features, budget),
+        media=None if features is None else _media_reach(model.spec, features, budget),
     )
     vocab_size = model.spec.vocab_size
     modalities = ()
@@ -151,6 +152,10 @@ def build_engine(config: ExecutorConfig, *, progress: bool = True) -> tuple[Engi
     )
     logger.info("loaded %s in %s on %s in %.1f s", info.architecture, info.dtype, device, time.monotonic() - started)
     return engine, info
+
+
+def _media_reach(spec: ModelSpec, features: EncoderCache, budget: int) -> MediaReach:
+    return CrossMediaReach(features, budget, spec.most_encoded) if spec.reads_media else MediaReach(features, budget)
 
 
 def choose_task(asked: str, found: Architecture, files: SentenceFiles | None) -> str:

@@ -140,7 +140,12 @@ def _state_memory(resolved: Resolved, dtype: torch.dtype) -> StateMemory:
     short = dataclasses.replace(spec, max_model_len=1)  # position tables take memory wherever they end up
     layouts = Decoder(short, weights, dtype, nowhere).state_layouts
     groups = group_layers(
-        layouts, dtype, spec.max_model_len, bidirectional=spec.bidirectional, cross=spec.encoder is not None
+        layouts,
+        dtype,
+        spec.max_model_len,
+        bidirectional=spec.bidirectional,
+        cross=spec.encoder is not None,
+        encoded=spec.encoded_layers,
     )
     return StateMemory(
         bytes_per_token=len(groups.windows) * groups.block_bytes(1, dtype),

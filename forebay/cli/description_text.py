@@ -48,12 +48,16 @@ def _cache_size(description: Description) -> str:
         f"{_size(memory.bytes_per_token)} per token",
         f"{_size(block_bytes)} per block of {block_size} tokens",
     )
-    if num_groups > 1:
+    if windows and num_groups > 1:
         kept = memory.bytes_per_token * (num_groups - len(windows)) // num_groups
         token += f", {_size(kept)} once the window of {max(windows):,} has passed"
+    if num_groups > 1:
         block += f" in {memory.num_layers_per_block} layer{'s' if memory.num_layers_per_block > 1 else ''}"
     what = "window" if len(windows) == num_groups else "sequence"
-    return f"{token}, {block}, {_size(block_bytes * num_blocks)} for a {what} of {max(lengths):,}"
+    media = ""
+    if spec.reads_media:
+        media = f", {_size(block_bytes * -(-spec.most_encoded // block_size))} for an item of media"
+    return f"{token}, {block}, {_size(block_bytes * num_blocks)} for a {what} of {max(lengths):,}{media}"
 
 
 def _spec_lines(value: Any, indent: str = "") -> Iterator[str]:

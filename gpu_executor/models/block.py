@@ -11,7 +11,8 @@ Both are overwritten.
        └─────────────────────┤                                             └────────────┘
     branch_norm: norms stand behind the branches, s + norm1(mixer(s)). normed: as sequential, but what is added to is the
     normed stream, norm1(s) + mixer(norm1(s)). experts_beside: sequential with a shared MLP; the routed experts read the
-    layer's own input. In sequential blocks a branch may be absent, or end with a norm of its own (post_norm1, post_norm2).
+    layer's own input. gated_cross: sequential with cross attention in the mixer's place, both branches scaled. In
+    sequential blocks a branch may be absent, or end with a norm of its own (post_norm1, post_norm2).
 """
 
 from __future__ import annotations
@@ -47,6 +48,8 @@ class Parts:
     residual_scale: float = 1.0
     cross: CrossAttention | None = None
     cross_norm: NormLayer | None = None
+    cross_gate: torch.Tensor | None = None
+    mlp_gate: torch.Tensor | None = None
 
 
 class SequentialBlock:
@@ -149,6 +152,34 @@ class ExpertsBesideBlock:
         return routed.add_(self.mlp.shared(x)), residual
 
 
+class GatedCrossBlock:
+    """x += gate * cross(cross_norm(x)); x += gate * mlp(norm2(x)) (Flamingo: Alayrac et al., 2022).
+
+    Sequences that have nothing to read pass as they are. In Llama 3.2 (Dubey et al., 2024), as transformers has it, tokens
+    that stand before all media read of all of it, and their MLP adds nothing.
+    """
+
+    mixer = None
+
+    def __init__(self, parts: Parts) -> None:
+        self.cross, self.mlp, self._norm1, self._norm2 = parts.cross, parts.mlp, parts.cross_norm, parts.norm2
+        self._cross_gate, self._mlp_gate = parts.cross_gate, parts.mlp_gate
+
+    def __call__(self, x: torch.Tensor, residual: torch.Tensor | None, batch: Batch, state: Any) -> Stream:
+        """x, residual (T, D) -> the same two, after this layer."""
+        cross = batch.cross
+        if cross is None:
+            return x, residual
+        stream = _sum(x, residual)
+        part = stream if cross.rows is None else stream[cross.rows]  # (T', D)
+        part.add_(self.cross(self._norm1(part), batch, state).mul_(self._cross_gate))
+        added = self.mlp(self._norm2(part)).mul_(self._mlp_gate)
+        part.add_(added if cross.passes_mlp is None else added.mul_(cross.passes_mlp))
+        if cross.rows is not None:
+            stream[cross.rows] = part
+        return stream, None
+
+
 def _enter(norm: NormLayer, x: torch.Tensor, residual: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
     """The normed stream, and the stream."""
     return (norm(x), x) if residual is None else norm.add(x, residual)
@@ -159,7 +190,15 @@ def _sum(x: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
     return x if residual is None else residual.add_(x)
 
 
-Block = SequentialBlock | BranchNormBlock | ParallelBlock | PostNormBlock | NormedBlock | ExpertsBesideBlock
+Block = (
+    SequentialBlock
+    | BranchNormBlock
+    | ParallelBlock
+    | PostNormBlock
+    | NormedBlock
+    | ExpertsBesideBlock
+    | GatedCrossBlock
+)
 
 BLOCKS: dict[Residual, Callable[[Parts], Block]] = {
     "sequential": SequentialBlock,
@@ -168,4 +207,5 @@ BLOCKS: dict[Residual, Callable[[Parts], Block]] = {
     "post_norm": PostNormBlock,
     "normed": NormedBlock,
     "experts_beside": ExpertsBesideBlock,
+    "gated_cross": GatedCrossBlock,
 }

@@ -46,8 +46,10 @@ def build_block(decoder: DecoderSpec, index: int, weights: Weights, tables: Rope
         post_norm2=weights.norm(f"{name}.post_norm2", decoder.norm) if decoder.norm.affine else None,
         shared_norm=weights.norm(f"{name}.shared_norm", decoder.norm),
         residual_scale=layer.residual_scale,
-        cross=None if layer.cross is None else _cross(layer.cross, f"{name}.cross", weights),
+        cross=None if layer.cross is None else _cross(layer.cross, f"{name}.cross", decoder.norm, weights),
         cross_norm=None if layer.cross is None else weights.norm(f"{name}.cross_norm", decoder.norm),
+        cross_gate=weights.get(f"{name}.cross_gate"),
+        mlp_gate=weights.get(f"{name}.mlp_gate"),
     )
     return BLOCKS[layer.residual](parts)
 
@@ -106,8 +108,15 @@ def _mixer(
     raise NotImplementedError(f"no mixer for {spec}")
 
 
-def _cross(spec: Attention, name: str, weights: Weights) -> CrossAttention:
-    return CrossAttention(spec, weights.linear(f"{name}.q"), weights.linear(f"{name}.kv"), weights.linear(f"{name}.o"))
+def _cross(spec: Attention, name: str, norm: Norm, weights: Weights) -> CrossAttention:
+    return CrossAttention(
+        spec,
+        weights.linear(f"{name}.q"),
+        weights.linear(f"{name}.kv"),
+        weights.linear(f"{name}.o"),
+        q_norm=weights.norm(f"{name}.q_norm", norm) if spec.qk_norm else None,
+        k_norm=weights.norm(f"{name}.k_norm", norm) if spec.qk_norm else None,
+    )
 
 
 def _mlp(spec: FeedForwardSpec | None, name: str, weights: Weights) -> FeedForward | None:

@@ -50,27 +50,29 @@ class Decoder:
 
     def __call__(self, batch: Batch, states: list[State | None]) -> torch.Tensor:
         """Hidden states (T, D) after the last norm; writes the step's keys and values into `states`, one per layer."""
-        if batch.cross is not None and batch.cross.encoder is not None:
-            self._encode(batch.cross.encoder, batch.cross, states)
+        cross = batch.cross
+        if cross is not None and cross.slot_mapping is not None:
+            encoded = cross.encoded if cross.encoder is None else self._encode(cross.encoder, cross)
+            for block, state in zip(self._stack.blocks, states, strict=True):
+                if block.cross is not None:
+                    block.cross.remember(encoded, cross.slot_mapping, state)
         return self._stack(batch, states)
 
-    def _encode(self, inputs: Batch, cross: CrossBatch, states: list[State | None]) -> None:
-        """Runs the encoder over `inputs` and writes what each layer's cross attention reads into `states`.
+    def _encode(self, inputs: Batch, cross: CrossBatch) -> torch.Tensor:
+        """The encoder's output (T', D) of `inputs`.
 
-        The encoder's own keys and values live as long as this call, in one cache that its layers use one after the other.
+        Its own keys and values live as long as this call, in one cache that its layers use one after the other.
         """
-        assert self._encoder is not None and cross.slot_mapping is not None
+        assert self._encoder is not None
         scratch = {
             layout: layout.allocate(cross.num_encoder_blocks, cross.block_size, 0, dtype=self.dtype, device=self.device)
             for layout in set(self._encoder.state_layouts)
         }
-        encoded = self._encoder(inputs, [scratch[layout] for layout in self._encoder.state_layouts])
-        for block, state in zip(self._stack.blocks, states, strict=True):
-            block.cross.remember(encoded, cross.slot_mapping, state)
+        return self._encoder(inputs, [scratch[layout] for layout in self._encoder.state_layouts])
 
     @torch.inference_mode()
     def encode_media(self, items: Sequence[TowerInput]) -> list[torch.Tensor]:
-        """Features (n, D) of each item, which take the place of token embeddings."""
+        """Features (n, D) of each item, which take the place of token embeddings, or which cross attention reads."""
         assert self.tower is not None
         return self.tower(items, self._stack.embed)
 

@@ -75,6 +75,9 @@ _NORM_NAMES = frozenset(
     for kind in ("weight", "bias")
 )
 
+# Below "layers.N.", of layers that scale what their branches add.
+_GATE_NAMES = ("cross_gate", "mlp_gate")
+
 # Below "layers.N.mixer.", ".cross." and ".mlp.": shape under the part's spec and the hidden size, by the spec's type.
 _PartNames = dict[str, tuple[Role, Callable[[Any, int], Shape]]]
 
@@ -225,6 +228,8 @@ def find(name: str, model: ModelSpec) -> tuple[Role, Shape] | None:
 def _find_in_layer(name: str, layer: Layer, hidden_size: int) -> tuple[Role, Shape] | None:
     if name in _NORM_NAMES and (layer.cross is not None or not name.startswith("cross_norm.")):
         return Role.REPLICATED, (hidden_size,)
+    if name in _GATE_NAMES and layer.residual == "gated_cross":
+        return Role.REPLICATED, (1,)
     part, _, rest = name.partition(".")
     spec = {"mixer": layer.mixer, "cross": layer.cross, "mlp": layer.mlp}.get(part)
     names = _PARTS.get(type(spec), {})
@@ -300,6 +305,8 @@ def _required_in_layer(layer: Layer, affine: bool) -> list[str]:
     if layer.cross is not None:
         names += ["cross_norm.weight"] if affine else []
         names += [f"cross.{name}" for name in _required_of_mixer(layer.cross)]
+    if layer.residual == "gated_cross":
+        names += _GATE_NAMES
     return names + [f"mlp.{name}" for name in _required_of_mlp(layer.mlp)]
 
 

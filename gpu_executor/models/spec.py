@@ -185,14 +185,15 @@ class Moe:
 
 Mixer = Attention | BlockSparseAttention | Mla | Mamba
 FeedForward = Mlp | Moe
-Residual = Literal["sequential", "parallel", "post_norm", "branch_norm", "normed", "experts_beside"]
+Residual = Literal["sequential", "parallel", "post_norm", "branch_norm", "normed", "experts_beside", "gated_cross"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Layer:
     """A mixer and a feed-forward layer around one residual stream; models/block.py draws the forms. Either may be absent.
 
-    Between them may stand attention to an encoder's output (`cross`), whose keys lie in the cache beside the mixer's.
+    Between them may stand attention to an encoder's output (`cross`), whose keys lie in the cache beside the mixer's; in
+    the form "gated_cross" it stands in the mixer's place.
     """
 
     mixer: Mixer | None
@@ -265,7 +266,19 @@ class ModelSpec:
     classifier: Classifier | None = None
     pooling: Pooling | None = None  # what the architecture itself pools, if it has an opinion
     tower: TowerSpec | None = None  # what makes rows of embeddings of media
+    reads_media: bool = False  # cross attention reads the features of media, which take no token's place
     prefix_bidirectional: bool = False  # tokens of a prompt with media see each other, whichever comes first
+
+    @property
+    def most_encoded(self) -> int:
+        """Most rows that cross attention reads of a prompt's own encoder, or of one item of media."""
+        return self.tower.max_tiles * self.tower.tile_rows if self.reads_media else self.max_encoder_len
+
+    @property
+    def encoded_layers(self) -> tuple[int, ...]:
+        """Layers that keep nothing but what cross attention reads."""
+        layers = enumerate(self.decoder.layers)
+        return tuple(index for index, layer in layers if layer.mixer is None and layer.cross is not None)
 
     @property
     def bidirectional(self) -> bool:

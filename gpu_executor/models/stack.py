@@ -9,6 +9,7 @@ import torch
 
 from gpu_executor.batch import Batch, Rotation
 from gpu_executor.mixers.state import State, StateLayout
+from gpu_executor.models.block import Block
 from gpu_executor.models.build import build_block
 from gpu_executor.models.rope import RopeTables, rotate_by_axes
 from gpu_executor.models.spec import DecoderSpec, Rope
@@ -57,7 +58,7 @@ class Stack:
     @property
     def state_layouts(self) -> tuple[StateLayout | None, ...]:
         """What each layer keeps between steps; None for a layer that keeps nothing."""
-        return tuple(None if block.mixer is None else block.mixer.layout for block in self.blocks)
+        return tuple(_layout(block) for block in self.blocks)
 
     def __call__(self, batch: Batch, states: list[State | None]) -> torch.Tensor:
         """Hidden states (T, D) after the last norm; writes the step's keys and values into `states`, one per layer."""
@@ -92,3 +93,10 @@ class Stack:
         if self._positions is not None:
             x += embedding(batch.positions, self._positions)
         return x if self._embed_norm is None else self._embed_norm(x)
+
+
+def _layout(block: Block) -> StateLayout | None:
+    if block.mixer is not None:
+        return block.mixer.layout
+    cross = getattr(block, "cross", None)  # which not every form of a block has
+    return None if cross is None else cross.layout

@@ -78,3 +78,24 @@ def test_what_cannot_share_or_need_not_is_one_group(
 def test_layers_that_read_nothing_again_use_one_memory_in_turn() -> None:
     groups = group_layers([FULL, None, FULL, PagedKv(1, 8)], F32, 1024, bidirectional=True)
     assert groups == LayerGroups((None,), (FULL, PagedKv(1, 8)), ((0, 0), None, (0, 0), (1, 0)))
+
+
+@pytest.mark.parametrize(
+    ("num_layers", "encoded", "num_groups", "num_memories"),
+    [(40, (3, 8, 13, 18, 23, 28, 33, 38), 4, 8), (5, (1, 3), 2, 2), (33, (0,), 8, 4), (3, (0, 1, 2), 1, 3)],
+    ids=["Llama 3.2 Vision", "uneven", "many others", "no others"],
+)
+def test_layers_that_keep_what_was_encoded_take_a_place_beside_groups_of_others(
+    num_layers: int, encoded: tuple[int, ...], num_groups: int, num_memories: int
+) -> None:
+    groups = group_layers([FULL] * num_layers, F32, 1024, encoded=encoded)
+    assert groups.windows == (None,) * num_groups and groups.memories == (FULL,) * num_memories
+    others = [groups.places[index] for index in range(num_layers) if index not in encoded]
+    assert len(set(others)) == len(others)
+    assert all(memory < num_memories and group < num_groups for memory, group in others)
+    assert [groups.places[index] for index in encoded] == [(number, 0) for number in range(len(encoded))]
+
+
+def test_layers_that_keep_what_was_encoded_have_their_own_memory_where_others_are_not_alike() -> None:
+    groups = group_layers([FULL, PagedKv(1, 8)], F32, 1024, encoded=(1,))
+    assert groups.windows == (None,) and groups.places == ((0, 0), (1, 0))

@@ -34,6 +34,24 @@ class TowerSpec(Protocol):
         """The tower with parameters of undefined content; buffers that are no weights must be right."""
 
 
+class TiledTowerSpec(TowerSpec, Protocol):
+    """Facts of a tower that cross attention reads: each item gives max_tiles tiles of tile_rows rows.
+
+    Those of the item's own tiles come first; behind them are tiles that stand empty.
+    """
+
+    @property
+    def max_tiles(self) -> int:
+        """Tiles of every item."""
+
+    @property
+    def tile_rows(self) -> int:
+        """Rows of every tile."""
+
+    def num_tiles(self, tensors: Mapping[str, torch.Tensor]) -> int:
+        """The item's own tiles; 0 where its tensors are not what the tower takes."""
+
+
 def normalized(tensors: Mapping[str, torch.Tensor], dtype: torch.dtype, name: str = "pixels") -> torch.Tensor:
     """Pixels as the tower reads them: (..., C, H, W) in `dtype`.
 

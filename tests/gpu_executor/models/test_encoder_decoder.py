@@ -196,7 +196,7 @@ def test_after_forced_preemption(reference: Reference, caching: bool) -> None:
 
 def test_when_memory_runs_out(reference: Reference) -> None:
     engine = engine_of(reference, block_size=4, kv_cache_memory_bytes=64 * 4 * token_bytes(engine_of(reference)))
-    assert engine.scheduler.pool.num_blocks == engine.scheduler.most_blocks(128, 128) == 64
+    assert engine.scheduler.pool.num_blocks == engine.scheduler.most_blocks(128, 128 // 4) == 64
     run_all(reference, engine)
     assert engine.scheduler.ledger.num_preemptions > 0
 
