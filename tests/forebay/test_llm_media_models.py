@@ -16,7 +16,7 @@ from preprocess.media.decoded import Audio, Image, Video  # noqa: E402
 from preprocess.processors.registry import load_processor  # noqa: E402
 from preprocess.tokenizer_files import load_tokenizer  # noqa: E402
 from tests.gpu_executor.models.checkpoints import tiny_checkpoint  # noqa: E402
-from tests.gpu_executor.models.media_cases import blip2, fuyu, idefics3, qwen2_audio  # noqa: E402
+from tests.gpu_executor.models.media_cases import blip2, chameleon, fuyu, idefics3, mllama, qwen2_audio  # noqa: E402
 from tests.gpu_executor.models.media_checkpoints import MediaCheckpoint, picture  # noqa: E402
 from tests.gpu_executor.models.media_engine import engine_of, generate  # noqa: E402
 from tests.gpu_executor.models.test_qwen2_vl import CASE as QWEN2_VL  # noqa: E402
@@ -30,6 +30,8 @@ MARKERS: dict[str, tuple[MediaCheckpoint, str]] = {
     "aria": (idefics3.ARIA, "<|img|>x"),
     "blip2": (blip2.BLIP2, "x"),
     "fuyu": (fuyu.FUYU, "x"),
+    "chameleon": (chameleon.CHAMELEON, "<image>x"),
+    "mllama": (mllama.MLLAMA, "a<|image|>x"),
 }
 
 

@@ -64,6 +64,8 @@ class VqGanTower(nn.Module):
 
     def tokens(self, pixels: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
         """(n,) int64."""
+        if levels.shape[1:] != (256,):  # a byte would be no index of it, which on a GPU harms everyone
+            raise ValueError(f"levels have the shape {list(levels.shape)}; each channel has 256")
         values = torch.stack([of[channel.long()] for of, channel in zip(levels, pixels, strict=True)])
         x = self.stem(values[None].to(self.codes.dtype))
         for level in self.levels:

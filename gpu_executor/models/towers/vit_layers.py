@@ -29,6 +29,7 @@ class VitLayers:
     eps: float = 1e-6
     qkv_bias: bool = True
     k_bias: bool = True  # of keys, where queries and values have one
+    o_bias: bool = True
     qk_norm: bool = False  # queries and keys are normed, all heads together
     branch_scales: bool = False  # what a branch adds is multiplied by learned numbers (D)
     post_norm: bool = False
@@ -52,15 +53,20 @@ class VitAttention(nn.Module):
         biases = (vit.qkv_bias, vit.qkv_bias and vit.k_bias, vit.qkv_bias)
         self.q, self.k, self.v = (nn.Linear(size, size, bias=bias) for bias in biases)
         self.q_norm, self.k_norm = (vit.make_norm() if vit.qk_norm else nn.Identity() for _ in range(2))
-        self.o = nn.Linear(size, size)
+        self.o = nn.Linear(size, size, bias=vit.o_bias)
 
     def forward(self, x: torch.Tensor, rotate: Rotate | None = None, seen: torch.Tensor | None = None) -> torch.Tensor:
-        """x (N, L, D) -> (N, L, D); only patches that are `seen` (N, L) bool have a part in others."""
+        """x (N, L, D) -> (N, L, D); only patches that are `seen` have a part in others.
+
+        `seen` (N, L) bool says which; (N, L, L), which by which of the others.
+        """
         parts = self.q_norm(self.q(x)), self.k_norm(self.k(x)), self.v(x)
         q, k, v = (part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in parts)  # (N, H, L, K)
         if rotate is not None:
             q, k = rotate(q), rotate(k)
-        mixed = F.scaled_dot_product_attention(q, k, v, None if seen is None else seen[:, None, None])
+        if seen is not None:
+            seen = seen[:, None, None] if seen.dim() == 2 else seen[:, None]  # (N, 1, 1 or L, L)
+        mixed = F.scaled_dot_product_attention(q, k, v, seen)
         return self.o(mixed.transpose(1, 2).flatten(2))
 
 

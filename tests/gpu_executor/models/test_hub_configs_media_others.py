@@ -15,12 +15,13 @@ from gpu_executor.models.config_reader import ConfigReader
 from gpu_executor.models.names import tower_shapes
 from gpu_executor.models.spec import ModelSpec, Moe
 from tests.gpu_executor.models.checkpoints import Case
-from tests.gpu_executor.models.media_cases import blip2, fuyu, idefics3, qwen2_audio
+from tests.gpu_executor.models.media_cases import blip2, chameleon, fuyu, idefics3, mllama, qwen2_audio
 from tests.gpu_executor.models.test_hub_configs_media import num_parameters, spec_of
 from tests.gpu_executor.models.test_qwen2_vl import CASE as QWEN2_VL
 
 CASES = [
     qwen2_audio.QWEN2_AUDIO.case, idefics3.IDEFICS3.case, idefics3.ARIA.case, blip2.BLIP2.case, fuyu.FUYU.case, QWEN2_VL,
+    chameleon.CHAMELEON.case, chameleon.CHAMELEON_SWIN.case, mllama.MLLAMA.case,
 ]  # fmt: skip
 
 
@@ -166,3 +167,49 @@ def test_fuyu_8b() -> None:
     assert tower_shapes(spec)["projector.weight"] == (4096, 2700)
     nested = {key: value for key, value in config.items() if key not in ("patch_size", "num_channels", "image_size")}
     assert spec_of("FuyuForCausalLM", text_config=nested, patch_size=30) == spec
+
+
+def test_chameleon_7b_says_null_where_it_scales_no_rope() -> None:
+    letters = str.maketrans("0123456789", "ABCDEFGHIJ")
+    codes = {f"IMGIMG{str(code).translate(letters)}Z": 4 + code for code in range(8192)}
+    spec = spec_of(
+        "ChameleonForConditionalGeneration", attention_bias=False, hidden_size=4096, intermediate_size=11008,
+        max_position_embeddings=4096, mlp_bias=False, model_parallel_size=1, num_attention_heads=32, num_hidden_layers=32,
+        num_key_value_heads=32, rms_norm_eps=1e-05, rope_scaling=None, rope_theta=10000, swin_norm=False, vocab_size=65536,
+        tie_word_embeddings=False, vocabulary_map={"<image>": 8711, "<racm3:break>": 8197, **codes},
+        vq_config={"attn_resolutions": None, "attn_type": "vanilla", "channel_multiplier": [1, 1, 2, 2, 4]},
+    )  # fmt: skip
+    assert 6.9e9 < num_parameters(spec) < 7.1e9
+    assert 29 < tower_size(spec) < 30
+    assert spec.decoder.masked_ids == tuple(range(4, 8196)) and spec.tower.token_ids == spec.decoder.masked_ids
+    assert (
+        not any(spec.tower.attends) and spec.tower.middle_attends and spec.tower.channels == (128, 128, 256, 256, 512)
+    )
+
+
+def test_llama_3_2_vision_11b() -> None:
+    spec = spec_of(
+        "MllamaForConditionalGeneration", image_token_index=128256,
+        text_config={
+            "cross_attention_layers": [3, 8, 13, 18, 23, 28, 33, 38], "dropout": 0, "eos_token_id": [128001, 128008, 128009],
+            "hidden_act": "silu", "hidden_size": 4096, "intermediate_size": 14336, "max_position_embeddings": 131072,
+            "model_type": "mllama_text_model", "num_attention_heads": 32, "num_hidden_layers": 40, "num_key_value_heads": 8,
+            "rms_norm_eps": 1e-05, "rope_theta": 500000.0, "tie_word_embeddings": False, "vocab_size": 128256,
+            "rope_scaling": {
+                "factor": 8.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0, "original_max_position_embeddings": 8192,
+                "rope_type": "llama3",
+            },
+        },
+        vision_config={
+            "attention_heads": 16, "hidden_act": "gelu", "hidden_size": 1280, "image_size": 560, "intermediate_size": 5120,
+            "intermediate_layers_indices": [3, 7, 15, 23, 30], "max_num_tiles": 4, "model_type": "mllama_vision_model",
+            "norm_eps": 1e-05, "num_channels": 3, "num_global_layers": 8, "num_hidden_layers": 32, "patch_size": 14,
+            "supported_aspect_ratios": [[1, 1], [1, 2], [1, 3], [1, 4], [2, 1], [2, 2], [3, 1], [4, 1]],
+            "vision_output_dim": 7680,
+        },
+    )  # fmt: skip
+    assert 9.7e9 < num_parameters(spec) < 9.9e9
+    assert 890 < tower_size(spec) < 900
+    assert spec.encoded_layers == (3, 8, 13, 18, 23, 28, 33, 38) and spec.reads_media
+    assert (spec.tower.tile_rows, spec.most_encoded) == (1601, 4 * 1601)
+    assert spec.vocab_size == 128264 and spec.decoder.masked_ids == tuple(range(128256, 128264))
