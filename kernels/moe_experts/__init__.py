@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from kernels.activation.reference import ACTIVATIONS
 from kernels.moe_experts import cpu, reference
 from kernels.triton_path import use_triton
 
@@ -28,6 +29,8 @@ def moe_experts(
             "moe_experts takes x (T, D), gate_up (E, 2F, D), down (E, D, F), weights and ids (T, k), got "
             f"{[tuple(t.shape) for t in (x, gate_up, down, weights, ids)]}"
         )
+    if act not in ACTIVATIONS:
+        raise ValueError(f"activation {act!r} of experts is none of {', '.join(ACTIVATIONS)}")
     path = cpu if x.is_cpu else reference
     if use_triton(x):
         from kernels.moe_experts import kernel as path

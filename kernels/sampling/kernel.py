@@ -1,8 +1,8 @@
 """Owns the choice of tokens on a GPU: one program takes one row of logits, filters it and draws from it, unsorted.
 
 The choice is that of reference.sample: the noise comes from the same counters, so that a token depends on its row, its seed,
-its sequence and its position alone. Passes over a row: one for a greedy token, two without filters, about ten more for top-k
-and for top-p each. Nothing is read back. Not yet run on a GPU.
+its sequence and its position alone; numpy's logarithms and a GPU's may differ in their last bit. Passes over a row: one for a
+greedy token, two without filters, about ten more for top-k and for top-p each. Nothing is read back. Not yet run on a GPU.
 """
 
 from __future__ import annotations

@@ -90,3 +90,5 @@ def test_wrong_shapes_are_refused() -> None:
     ):
         with pytest.raises(ValueError, match="moe_experts takes"):
             moe_experts(*args)
+    with pytest.raises(ValueError, match="'gegelu' of experts"):  # which takes a bound, and experts have none
+        moe_experts(x, gate_up, down, "gegelu", weights, ids)
