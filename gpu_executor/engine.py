@@ -127,6 +127,7 @@ class Engine:
 
     def add(self, request: Request) -> None:
         """Takes a request, or raises what is wrong with it; nothing of it is kept then."""
+        request.long_from = None if self.spec is None else self.spec.long_from
         request.prompt_is_whole = self.spec is not None and self.spec.prefix_bidirectional and bool(request.media)
         self.check(request)
         if not request.sequences:  # resumed, and all of it had ended
@@ -311,6 +312,8 @@ class Engine:
             if sequence.finish_reason is not None:
                 self.scheduler.finish(sequence)
                 self._forget_if_finished(sequence.request)
+            elif sequence.num_tokens - 1 == sequence.request.long_from:
+                self.scheduler.recompute(sequence)  # with this token it became long, and so do its keys
             output.tokens.append(
                 TokenOutput(
                     sequence,

@@ -54,7 +54,7 @@ class ModelRunner:
         """`features` holds those of media that the step's sequences need; None for models that take text alone."""
         self.model, self.block_size = model, block_size
         self.device, self.dtype = model.device, model.dtype
-        self.features = features
+        self.features, self._long_from = features, model.spec.long_from
         self._pool = None if pooler is None else PoolingRunner(model, pooler)
         self.states = groups.allocate(
             num_blocks, block_size, max_num_seqs + num_snapshots, dtype=model.dtype, device=model.device
@@ -115,6 +115,9 @@ class ModelRunner:
         axes = axes_of(plan, positions, query_start) if self.features is not None else None
         if axes is not None and len(axes) == 1:
             positions, axes = axes[0], None
+        if self._long_from is not None:
+            behind = np.fromiter((self._long_from * part.sequence.is_long for part in plan), np.int64, len(plan))
+            positions = positions + np.repeat(behind, counts)
         width = -(-int(seq_lens.max()) // size)
         last_rows = torch.from_numpy(query_start[1:].astype(np.int64) - 1)
         return (

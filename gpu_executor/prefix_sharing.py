@@ -74,7 +74,7 @@ class PrefixSharing:
         for other in request.sequences:
             if other is sequence or other.slot < 0 or other.num_computed_tokens < request.num_prompt_tokens:
                 continue
-            if all(map(operator.le, other.num_passed_blocks, first)):
+            if other.is_long == sequence.is_long and all(map(operator.le, other.num_passed_blocks, first)):
                 return other
         return None
 
@@ -103,7 +103,8 @@ class PrefixSharing:
             return False
         if self._sibling_with_prompt(sequence) is not None:
             return False
-        return any(other.num_computed_tokens < request.num_prompt_tokens for other in running)
+        alike = (other for other in running if other.is_long == sequence.is_long)
+        return any(other.num_computed_tokens < request.num_prompt_tokens for other in alike)
 
     def _digests(self, sequence: Sequence) -> Iterator[bytes]:
         """Digests of the sequence's full blocks; computed when they are asked for, and kept."""
@@ -111,7 +112,7 @@ class PrefixSharing:
         size = self._block_size
         while (end := (len(sequence.digests) + 1) * size) <= sequence.num_tokens:
             request = sequence.request
-            parent = sequence.digests[-1] if sequence.digests else request.root_digest
+            parent = sequence.digests[-1] if sequence.digests else sequence.root_digest
             media = request.media_map.key(end - size, end)
             sequence.digests.append(block_digest(parent, sequence.token_ids[end - size : end], media))
             yield sequence.digests[-1]

@@ -87,6 +87,7 @@ class Request:
         "epoch",
         "first_token_id",
         "key",
+        "long_from",
         "media",
         "media_layout",
         "media_map",
@@ -144,6 +145,7 @@ class Request:
         self.position_delta = 0 if positions is None else int(positions.max()) + 1 - len(prompt_token_ids)
         self.media_map = MediaMap((start, length, item.digest) for item in self.media for start, length in item.spans)
         self.media_layout: MediaLayout | None = None  # of media that cross attention reads; set by the engine
+        self.long_from: int | None = None  # tokens beyond which a sequence rotates in another way; set by the engine
         self.prompt_is_whole = False  # its tokens see each other, whichever comes first; set by the engine
         self.arrival = -1  # set by the scheduler
         self.first_token_id: int | None = (
@@ -261,6 +263,17 @@ class Sequence:
     def held_blocks(self) -> list[int]:
         held = [block for blocks, n in zip(self.blocks, self.num_passed_blocks, strict=True) for block in blocks[n:]]
         return held + self.encoder_blocks
+
+    @property
+    def is_long(self) -> bool:
+        """Whether it rotates as sequences beyond the trained length do (LongRoPE)."""
+        return self.request.long_from is not None and len(self.token_ids) > self.request.long_from
+
+    @property
+    def root_digest(self) -> bytes:
+        """The parent digest of its first block; what rotates in another way has other keys."""
+        root = self.request.root_digest
+        return block_digest(root, (), b"long") if self.is_long else root
 
     @property
     def changes_logits(self) -> bool:

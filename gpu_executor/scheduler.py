@@ -292,6 +292,11 @@ class Scheduler:
         self.ledger.num_preemptions += 1
         bisect.insort(self.waiting, victim, key=_order)
 
+    def recompute(self, sequence: Sequence) -> None:
+        """Lets a running sequence start over, because what was computed of it no longer holds."""
+        self._preempt(sequence, [])
+        sequence.digests = []
+
     def preempt_all(self) -> None:
         """Preempts everything that runs, as if memory had run out; for tests."""
         for sequence in list(self.running):

@@ -29,7 +29,7 @@ class Decoder:
     def __init__(self, spec: ModelSpec, weights: Weights, dtype: torch.dtype, device: torch.device) -> None:
         self.spec, self.weights, self.dtype, self.device = spec, weights, dtype, device
         decoder = spec.decoder
-        self._stack = Stack(decoder, weights, RopeTables(spec.max_model_len, device))
+        self._stack = Stack(decoder, weights, RopeTables(spec.max_model_len, device, spec.long_from))
         self._encoder = None
         if spec.encoder is not None:
             self._encoder = Stack(spec.encoder, weights, RopeTables(spec.max_encoder_len, device), prefix=ENCODER)

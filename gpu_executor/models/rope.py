@@ -1,7 +1,8 @@
 """Owns rotary positions: reads every rope scaling that configs name, and turns a Rope into tables for the kernels.
 
 Formulas as in the papers that spec.py cites and in transformers' modeling_rope_utils. Where a scaling depends on the
-length of the request there, it is decided here once, from max_model_len, as in vLLM.
+length of the request there, it is decided here once, from max_model_len, as in vLLM; but LongRoPE's short or long factors
+are taken as each sequence needs them, as in transformers.
 """
 
 from __future__ import annotations
@@ -144,18 +145,22 @@ def _mscale(factor: float, weight: float) -> float:
 
 
 def _read_longrope(p: ConfigReader, config: ConfigReader, dim: int, theta: float) -> Rope:
-    """Long factors if the server takes more than the trained length, short ones else: transformers decides per request."""
+    """Short factors up to the trained length, long ones beyond: which of them, the length of each sequence decides."""
     longest, trained = config.integer("max_position_embeddings"), _trained_len(p, config)
-    length = "long" if (config.max_model_len or longest) > trained else "short"
-    name = f"{length}_factor"
-    factors = p(name)
-    if not isinstance(factors, list) or len(factors) != dim // 2 or not all(_is_positive(f) for f in factors):
-        raise p.wrong((name,), factors, f"a list of {dim // 2} numbers above 0, one for each pair")
     factor = p.number("factor", default=None) or longest / trained
-    magnitude = p.number(f"{length}_mscale", "attention_factor", default=None)  # Phi-3.5-MoE says one for each length
-    if magnitude is None:
-        magnitude = math.sqrt(1 + math.log(factor) / math.log(trained)) if factor > 1 else 1.0
-    return Rope(dim, theta, LongRopeScaling(tuple(map(float, factors)), magnitude))
+    found: list[tuple[tuple[float, ...], float]] = []
+    for length in ("short", "long"):
+        name = f"{length}_factor"
+        factors = p(name)
+        if not isinstance(factors, list) or len(factors) != dim // 2 or not all(_is_positive(f) for f in factors):
+            raise p.wrong((name,), factors, f"a list of {dim // 2} numbers above 0, one for each pair")
+        magnitude = p.number(
+            f"{length}_mscale", "attention_factor", default=None
+        )  # Phi-3.5-MoE says one for each length
+        if magnitude is None:
+            magnitude = math.sqrt(1 + math.log(factor) / math.log(trained)) if factor > 1 else 1.0
+        found.append((tuple(map(float, factors)), magnitude))
+    return Rope(dim, theta, LongRopeScaling(*found[0], *found[1], trained))
 
 
 def _is_positive(value: Any) -> bool:
@@ -177,16 +182,25 @@ _SCALINGS: dict[str, Callable[[ConfigReader, ConfigReader, int, float], Rope]] =
 
 
 class RopeTables:
-    """The tables of a model's ropes on its device, one for all layers with the same."""
+    """The tables of a model's ropes on its device, one for all layers with the same.
 
-    def __init__(self, num_positions: int, device: torch.device) -> None:
-        self._num_positions, self._device = num_positions, device
+    Where sequences beyond `long_from` rotate in another way (LongRoPE), theirs are the rows from long_from on: position p of
+    such a sequence has row long_from + p.
+    """
+
+    def __init__(self, num_positions: int, device: torch.device, long_from: int | None = None) -> None:
+        self._num_positions, self._device, self._long_from = num_positions, device, long_from
         self._tables: dict[Rope, torch.Tensor] = {}
 
     def __call__(self, rope: Rope) -> torch.Tensor:
-        """(P, dim) float32, as cos_sin_table gives it."""
+        """(P, dim) float32, as cos_sin_table gives it; (long_from + P, dim) where there are two kinds of sequences."""
         if rope not in self._tables:
-            self._tables[rope] = cos_sin_table(rope, self._num_positions).to(self._device)
+            table = cos_sin_table(rope, self._num_positions)
+            if self._long_from is not None:
+                scaling = rope.scaling
+                long = dataclasses.replace(rope, scaling=scaling.long) if isinstance(scaling, LongRopeScaling) else rope
+                table = torch.cat((table[: self._long_from], cos_sin_table(long, self._num_positions)))
+            self._tables[rope] = table.to(self._device)
         return self._tables[rope]
 
 
@@ -216,7 +230,7 @@ def frequencies(rope: Rope) -> tuple[torch.Tensor, float]:
             return 1.0 / periods, 1.0
         case LinearScaling(factor):
             return 1.0 / periods / factor, 1.0
-        case LongRopeScaling(factors, magnitude):
+        case LongRopeScaling(factors, magnitude, _, _, _):
             return 1.0 / (torch.tensor(factors) * periods), magnitude
         case Llama3Scaling():
             return _llama3_frequencies(1.0 / periods, rope.scaling), 1.0

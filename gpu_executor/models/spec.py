@@ -54,10 +54,18 @@ class YarnScaling:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LongRopeScaling:
-    """LongRoPE (Ding et al., 2024): each pair is divided by a factor of its own."""
+    """LongRoPE (Ding et al., 2024): each pair is divided by a factor of its own, another one in sequences beyond trained_len."""
 
     factors: tuple[float, ...]
     magnitude: float  # cosines and sines are multiplied by it
+    long_factors: tuple[float, ...]
+    long_magnitude: float
+    trained_len: int
+
+    @property
+    def long(self) -> LongRopeScaling:
+        """What holds in sequences of more than trained_len tokens."""
+        return dataclasses.replace(self, factors=self.long_factors, magnitude=self.long_magnitude)
 
 
 RopeScaling = LinearScaling | Llama3Scaling | YarnScaling | LongRopeScaling
@@ -279,6 +287,17 @@ class ModelSpec:
         """Layers that keep nothing but what cross attention reads."""
         layers = enumerate(self.decoder.layers)
         return tuple(index for index, layer in layers if layer.mixer is None and layer.cross is not None)
+
+    @property
+    def long_from(self) -> int | None:
+        """Sequences with more tokens than this rotate by LongRoPE's long factors; None if there are no such sequences."""
+        for layer in self.decoder.layers:
+            mixer = layer.mixer.attention if isinstance(layer.mixer, BlockSparseAttention) else layer.mixer
+            rope = mixer.rope if isinstance(mixer, Mla) else getattr(mixer, "positions", None)
+            scaling = rope.scaling if isinstance(rope, Rope) else None
+            if isinstance(scaling, LongRopeScaling) and self.max_model_len > scaling.trained_len:
+                return scaling.trained_len
+        return None
 
     @property
     def bidirectional(self) -> bool:

@@ -27,18 +27,13 @@ GOLDENS = sorted(path.stem for path in (FOLDER / "media").glob("*.json"))
 def load(golden: dict[str, Any], folder: Path) -> LLM:
     task = golden.get("task", "generate")
     materialize(golden, folder)
-    # The reference rotates short prompts by the factors for short ones, however long a prompt may be.
-    trained_len = golden["files"].get("config.json", {}).get("original_max_position_embeddings")
-    if "params.json" in golden["files"]:  # which says nothing of the context, so that it is 128,000
-        trained_len = 2048
     return LLM(
         str(folder),
         task=task,
         dtype="float32",
-        kv_cache_memory_bytes=32 << 20,
+        kv_cache_memory_bytes=160 << 20,
         num_threads=1,
         disable_tqdm=True,
-        max_model_len=trained_len,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 
@@ -16,7 +16,11 @@ _NUM_SLOTS = 8
 class PagedSequences:
     """Sequences by key, each with its own blocks and the number of its tokens that are in the cache."""
 
-    def __init__(self, model: Decoder, *, num_blocks: int = 64, block_size: int = 4, seed: int = 0) -> None:
+    def __init__(
+        self, model: Decoder, *, num_blocks: int = 64, block_size: int = 4, seed: int = 0, long: Collection[str] = ()
+    ) -> None:
+        """`long`: the sequences that are to be longer than the model's trained length."""
+        self._first_position = dict.fromkeys(long, model.spec.long_from or 0)
         self._model, self._block_size = model, block_size
         self._states = [
             layout and layout.allocate(num_blocks, block_size, _NUM_SLOTS, dtype=model.dtype, device=model.device)
@@ -42,7 +46,7 @@ class PagedSequences:
                 blocks.append(self._free.pop())
             for position, token_id in enumerate(ids, first):
                 token_ids.append(token_id)
-                positions.append(position)
+                positions.append(self._first_position.get(key, 0) + position)
                 slots.append(blocks[position // size] * size + position % size)
             starts.append(len(token_ids))
             lengths.append(first + len(ids))
@@ -65,6 +69,7 @@ class PagedSequences:
 
 def run_in_chunks(model: Decoder, token_ids: Sequence[int], size: int) -> torch.Tensor:
     """Logits (n, V) of a prompt that is fed `size` tokens at a time."""
-    sequences = PagedSequences(model)
+    long_from = model.spec.long_from
+    sequences = PagedSequences(model, long="a" if long_from is not None and len(token_ids) > long_from else ())
     chunks = [sequences.step({"a": token_ids[i : i + size]})["a"] for i in range(0, len(token_ids), size)]
     return torch.cat(chunks)

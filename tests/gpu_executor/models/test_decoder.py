@@ -72,7 +72,9 @@ def test_logits_equal_those_of_transformers(pair: Pair, size: int) -> None:
 
 
 def test_two_sequences_in_one_batch_do_not_mix(pair: Pair) -> None:
-    sequences = PagedSequences(pair.model, seed=5)
+    long_from = pair.model.spec.long_from
+    long = [key for key, prompt in zip("ab", pair.prompts, strict=True) if long_from and len(prompt) > long_from]
+    sequences = PagedSequences(pair.model, seed=5, long=long)
     draw = random.Random(4)
     left = {"a": list(pair.prompts[0]), "b": list(pair.prompts[1])}
     got: dict[str, list[torch.Tensor]] = {"a": [], "b": []}

@@ -67,9 +67,7 @@ def test_in_small_chunks_and_with_a_warm_prefix_cache(checkpoint: tuple[dict[str
     golden, folder = checkpoint
     prompts = encode_all(golden, folder)
     sizes = {"max_num_batched_tokens": 30, "max_prefill_tokens_beside_decode": 7, "block_size": 4}
-    engine = engine_of(
-        folder, max_model_len=golden["files"]["config.json"].get("original_max_position_embeddings"), **sizes
-    )
+    engine = engine_of(folder, kv_cache_memory_bytes=160 << 20, **sizes)
     for _ in range(2):
         check(golden, prompts, engine)
     engine.scheduler.check()

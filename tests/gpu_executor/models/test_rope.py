@@ -71,18 +71,29 @@ def test_frequencies_are_those_of_transformers(name: str) -> None:
 
 
 @pytest.mark.parametrize("length_key", ["inside", "beside"])
-def test_longrope_takes_the_long_factors_if_more_than_the_trained_length_is_served(length_key: str) -> None:
+def test_longrope_has_factors_for_both_sides_of_the_trained_length(length_key: str) -> None:
     scaling = {"type": "su", "short_factor": SHORT, "long_factor": LONG}
     keys = {"max_position_embeddings": 131072, "rope_scaling": scaling}
     target = keys if length_key == "beside" else scaling
     target["original_max_position_embeddings"] = 4096
-    rope = {limit: read_rope(ConfigReader(keys, limit), 96) for limit in (None, 4097, 4096, 100)}
-    chosen = {limit: list(r.scaling.factors) for limit, r in rope.items() if isinstance(r.scaling, LongRopeScaling)}
-    assert chosen == {None: LONG, 4097: LONG, 4096: SHORT, 100: SHORT}
+    rope = read_rope(ConfigReader(keys), 96)
+    assert isinstance(rope.scaling, LongRopeScaling)
+    assert (list(rope.scaling.factors), list(rope.scaling.long.factors)) == (SHORT, LONG)
+    assert rope.scaling.trained_len == 4096
     scaling["type"] = "longrope"
-    want, magnitude = theirs(keys | {"head_dim": 96}, seq_len=4097)
-    torch.testing.assert_close(frequencies(rope[None])[0], want, rtol=1e-6, atol=0)
-    assert rope[None].scaling.magnitude == pytest.approx(magnitude) == rope[100].scaling.magnitude
+    for length, scaled in ((4096, rope), (4097, dataclasses.replace(rope, scaling=rope.scaling.long))):
+        want, magnitude = theirs(keys | {"head_dim": 96}, seq_len=length)
+        torch.testing.assert_close(frequencies(scaled)[0], want, rtol=1e-6, atol=0)
+        assert scaled.scaling.magnitude == pytest.approx(magnitude)
+
+
+def test_rows_behind_the_trained_length_are_those_of_longer_sequences() -> None:
+    rope = Rope(4, 10000.0, LongRopeScaling((1.0, 2.0), 1.1, (1.0, 4.0), 1.2, 6))
+    table = RopeTables(10, torch.device("cpu"), 6)(rope)
+    short, long = cos_sin_table(rope, 6), cos_sin_table(dataclasses.replace(rope, scaling=rope.scaling.long), 10)
+    assert torch.equal(table, torch.cat((short, long)))
+    plain = Rope(4, 10000.0)
+    assert torch.equal(RopeTables(10, torch.device("cpu"), 6)(plain)[6:], cos_sin_table(plain, 10))
 
 
 def test_dynamic_changes_nothing_until_more_than_the_trained_length_is_served() -> None:
