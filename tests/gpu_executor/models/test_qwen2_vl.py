@@ -86,6 +86,7 @@ PROMPTS: dict[str, tuple[str, list[tuple[int, ...]]]] = {
     "one picture": (f"a{PICTURE}what?", [(40, 24)]),
     "two pictures": (f"{PICTURE}b{PICTURE}", [(16, 9), (24, 24)]),
     "a video of an odd number of frames": ("<|vision_start|><|video_pad|><|vision_end|>c", [(3, 24, 40)]),
+    "a video longer than it is wide": ("ab<|video_pad|>cde", [(10, 16, 16)]),
     "a picture and a video": ("<|image_pad|>d<|video_pad|>e", [(24, 16), (4, 32, 16)]),
     "text": ("where is the picture?", []),
 }  # fmt: skip

