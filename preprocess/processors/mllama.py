@@ -79,9 +79,12 @@ class MllamaProcessor:
         return self._image
 
     def expand_text(self, prompt: PromptText, items: Sequence[MediaItem]) -> EncodedPrompt:
-        """The beginning of a text stands behind the pictures that open it."""
+        """With pictures, the name of the text's first token is put behind those that open it, as the reference does it.
+
+        The tokenizer may put that token in front of all besides.
+        """
         text, image, bos = prompt.text, prompt.write(self._image), prompt.write(self._bos)
-        if prompt.adds_special_tokens and bos and bos not in text:
+        if items and prompt.adds_special_tokens and bos and bos not in text:
             rest = text
             while rest.startswith(image):
                 rest = rest.removeprefix(image)

@@ -101,8 +101,8 @@ def _token_ids(config: ConfigReader) -> dict[int, int]:
 def _read_tower(config: ConfigReader) -> VqGan:
     vq = config.section("vq_config").with_defaults(**_VQ_SIZES)
     token_ids, num_codes = _token_ids(config), vq.integer("num_embeddings")
-    if missing := [code for code in range(num_codes) if code not in token_ids]:
-        raise config.wrong(("vocabulary_map",), f"without code {missing[0]}", f"one with all {num_codes:,} codes")
+    if not token_ids.keys() & range(num_codes):
+        raise config.wrong(("vocabulary_map",), f"without a code below {num_codes:,}", "one that names codes")
     if vq.flag("double_latent", default=False):
         raise vq.wrong(("double_latent",), True, "false")
     multipliers = vq("channel_multiplier")
@@ -119,7 +119,9 @@ def _read_tower(config: ConfigReader) -> VqGan:
         middle_attends=vanilla,
         latent_channels=vq.integer("latent_channels"),
         code_size=vq.integer("embed_dim"),
-        token_ids=tuple(token_ids[code] for code in range(num_codes)),
+        token_ids=tuple(
+            token_ids.get(code, 0) for code in range(num_codes)
+        ),  # 0 where none is named, as in transformers
     )
 
 

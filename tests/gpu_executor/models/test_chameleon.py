@@ -73,10 +73,12 @@ def test_the_tower_gives_the_tokens_that_transformers_gives(tmp_path: Path) -> N
     assert set(decoder.logits(hidden).isneginf().all(0).nonzero().flatten().tolist()) == set(range(300, 312))
 
 
-def test_a_vocabulary_without_some_code_is_refused() -> None:
+def test_a_vocabulary_names_codes() -> None:
     config = {"architectures": [cases.CHAMELEON.case.architecture], **cases.CONFIG}
     spec = registry.resolve(ConfigReader(config)).spec
     assert spec.tower.token_ids[:3] == (300, 305, 310)
-    names = {name: token_id for name, token_id in cases.VOCABULARY.items() if name != "IMGIMGBBZ"}
-    with pytest.raises(CheckpointError, match="without code 11"):
-        registry.resolve(ConfigReader(config | {"vocabulary_map": names}))
+    names = {name: token_id for name, token_id in cases.VOCABULARY.items() if name != "IMGIMGBZ"}
+    assert registry.resolve(ConfigReader(config | {"vocabulary_map": names})).spec.tower.token_ids[:3] == (300, 0, 310)
+    for names, problem in (({"<image>": 3}, "without a code below 12"), ({"IMGIMGaZ": 3}, "a number in letters")):
+        with pytest.raises(CheckpointError, match=problem):
+            registry.resolve(ConfigReader(config | {"vocabulary_map": names}))

@@ -34,14 +34,15 @@ References = list[tuple[EncodedPrompt, tuple[list[int], list[float]]]]
 TILE = np.zeros((1, 3, 16, 16), np.uint8)
 ITEM_ROWS = 20  # four tiles of four patches, and one for each tile's class
 
-# Texts, and the sizes of their pictures: tiles are 16 wide, up to four.
+# Texts, and the sizes of their pictures: tiles are 16 wide, up to four. Those that say where they begin get no <s> in front.
 PROMPTS = [
-    (f"{IMAGE}What is it?", [(16, 16)]),
-    (f"{IMAGE}{IMAGE}Are they alike?", [(40, 20), (9, 30)]),
+    (f"{IMAGE}<s>What is it?", [(16, 16)]),
+    (f"{IMAGE}{IMAGE}<s>Are they alike?", [(40, 20), (9, 30)]),
     (f"Before, {IMAGE}after, {IMAGE}{IMAGE}and then {IMAGE}", [(90, 10), (16, 16), (33, 31), (20, 60)]),
     (f"<s>a long text in front of it, {IMAGE}", [(30, 30)]),
     ("No picture at all.", []),
-    (f"{IMAGE}one{IMAGE}two", [(5, 7), (64, 64)]),
+    (f"{IMAGE}<s>one{IMAGE}two", [(5, 7), (64, 64)]),
+    (f"{IMAGE}as people write it", [(50, 50)]),
 ]
 
 
@@ -58,9 +59,16 @@ def reference(folder: Path) -> References:
     found = []
     for text, sizes in PROMPTS:
         pictures = [picture(*size, seed=index) for index, size in enumerate(sizes)]
-        inputs = dict(theirs(images=pictures or None, text=text, return_tensors="pt"))
+        special = "<s>" not in text
+        options = {"add_special_tokens": special, "return_tensors": "pt"}
+        if pictures:
+            inputs = dict(theirs(images=pictures, text=text, **options))
+        else:  # theirs would put two <s> in front of it
+            inputs = dict(theirs.tokenizer(text, **options))
         items = [ours.prepare(Image(pixels), len(pictures)) for pixels in pictures]
-        prompt = ours.expand_text(prompt_text(text, tokenizer), items)
+        given = prompt_text(text, tokenizer)
+        given.adds_special_tokens = special
+        prompt = ours.expand_text(given, items)
         assert prompt.token_ids == inputs["input_ids"][0].tolist()
         found.append((prompt, reference_tokens(model, inputs)))
     return found

@@ -37,11 +37,11 @@ FILES = {
 
 
 class MllamaCheckpoint(MediaCheckpoint):
-    """Whose tokenizer adds no <s>: the processor does."""
+    """Whose picture's token is behind the vocabulary."""
 
     def write_files(self, folder: Path) -> None:
         super().write_files(folder)
-        tokenizer = byte_level(*SPECIALS)
+        tokenizer = byte_level(*SPECIALS, bos=SPECIALS[1])
         tokenizer.add_special_tokens([IMAGE])
         assert tokenizer.token_to_id(IMAGE) == VOCAB_SIZE
         tokenizer.save(str(folder / "tokenizer.json"))
