@@ -32,6 +32,6 @@ def triton_device(monkeypatch: pytest.MonkeyPatch) -> torch.device:
 
     if torch.cuda.is_available():
         return torch.device("cuda")
-    assert triton_runtime.INTERPRETED, "triton was imported before TRITON_INTERPRET=1 was set"
+    assert triton_runtime.INTERPRETED, "torch sees no GPU, and Triton was imported without TRITON_INTERPRET=1"
     monkeypatch.setattr(triton_path, "on_cpu", True)
     return torch.device("cpu")
