@@ -35,8 +35,9 @@ class LLM:
     """A model in this process. Use it from one thread at a time, and close it (or use `with`) to free its memory.
 
     Arguments have vLLM's names and meanings; see `forebay executor --help`. `limit_mm_per_prompt` says how many images, videos
-    and sounds a prompt can have (16, 4, 16), `allowed_media_domains` from which hosts URLs are fetched (none). A folder without
-    a tokenizer serves token ids. Code of a checkpoint is never run: `trust_remote_code` is accepted for checkpoints that do
+    and sounds a prompt can have (16, 4, 16), `media_io_kwargs` how many frames of a video's file are taken ({"video":
+    {"num_frames": 32}}), `allowed_media_domains` from which hosts URLs are fetched (none). A folder without a tokenizer serves
+    token ids. Code of a checkpoint is never run: `trust_remote_code` is accepted for checkpoints that do
     without. Raises NotOffered for a task, architecture or tokenizer that is not served, CheckpointError for files that cannot be
     read.
     """
@@ -61,6 +62,7 @@ class LLM:
         block_size: int = 16,
         enable_prefix_caching: bool = True,
         limit_mm_per_prompt: dict[str, int] | None = None,
+        media_io_kwargs: dict[str, dict[str, Any]] | None = None,
         allowed_media_domains: tuple[str, ...] = (),
         kv_cache_memory_bytes: int | None = None,
         gpu_memory_utilization: float = 0.9,
@@ -86,7 +88,7 @@ class LLM:
             Path(folder),
             tokenizer_folder=tokenizer_folder,
             trust_remote_code=trust_remote_code,
-            media=_media_settings(limit_mm_per_prompt or {}, tuple(allowed_media_domains)),
+            media=_media_settings(limit_mm_per_prompt or {}, media_io_kwargs or {}, tuple(allowed_media_domains)),
             download_dir=download_dir,
         )
         config = ExecutorConfig(
@@ -309,15 +311,22 @@ class LLM:
             bar.update(pooled.finished)
 
 
-def _media_settings(limits: Mapping[str, int], domains: tuple[str, ...]) -> MediaSettings:
+def _media_settings(limits: Mapping[str, int], io: Mapping[str, Any], domains: tuple[str, ...]) -> MediaSettings:
     """Media is decoded in this process: who calls it has the files."""
     from preprocess.media.fetch import UrlFetcher
-    from preprocess.media.limits import DEFAULT_ITEMS, MediaLimits
+    from preprocess.media.limits import DEFAULT_ITEMS, MediaLimits, parse_io
     from preprocess.media.settings import MediaSettings
 
     if unknown := limits.keys() - DEFAULT_ITEMS.keys():
         raise InvalidRequest(f"limit_mm_per_prompt names {min(unknown)!r}; there are {', '.join(DEFAULT_ITEMS)}")
-    return MediaSettings(MediaLimits(items={**DEFAULT_ITEMS, **limits}), fetch=UrlFetcher(domains) if domains else None)
+    try:
+        sampled_frames = parse_io(io)
+    except ValueError as error:
+        raise InvalidRequest(f"media_io_kwargs: {error}") from None
+    return MediaSettings(
+        MediaLimits(items={**DEFAULT_ITEMS, **limits}, sampled_frames=sampled_frames),
+        fetch=UrlFetcher(domains) if domains else None,
+    )
 
 
 def _param_list(params: SamplingParams | Sequence[SamplingParams] | None, count: int) -> list[SamplingParams]:

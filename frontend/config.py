@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
 from forebay.flags import setting
 from frontend.resolver import parse_executors
-from preprocess.media.flags import cache_setting, check_media_flags, domains_setting, limit_setting, workers_setting
+from preprocess.media.flags import (
+    cache_setting,
+    check_media_flags,
+    domains_setting,
+    io_setting,
+    limit_setting,
+    workers_setting,
+)
 
 MODEL_NAME = re.compile(r"[A-Za-z0-9._/:@-]{1,256}")
 
@@ -52,6 +60,7 @@ class FrontendConfig:
 
     limit_mm_per_prompt: str = limit_setting()
     allowed_media_domains: tuple[str, ...] = domains_setting()
+    media_io_kwargs: dict[str, Any] | None = io_setting()
     media_workers: int = workers_setting()
     media_cache_bytes: int = cache_setting()
     preprocessors: str = setting(

@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from forebay.flags import setting
-from preprocess.media.flags import cache_setting, check_media_flags, domains_setting, limit_setting, workers_setting
+from preprocess.media.flags import (
+    cache_setting,
+    check_media_flags,
+    domains_setting,
+    io_setting,
+    limit_setting,
+    workers_setting,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +50,7 @@ class PreprocessConfig:
     max_message_bytes: int = setting(64 << 20, help="size of a message from or to a frontend", metavar="BYTES")
     limit_mm_per_prompt: str = limit_setting()
     allowed_media_domains: tuple[str, ...] = domains_setting()
+    media_io_kwargs: dict[str, Any] | None = io_setting()
     media_workers: int = workers_setting()
     media_cache_bytes: int = cache_setting()
 

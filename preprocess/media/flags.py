@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from forebay.flags import setting
 from preprocess.media.fetch import UrlFetcher
-from preprocess.media.limits import MediaLimits, parse_items
+from preprocess.media.limits import MediaLimits, parse_io, parse_items
 from preprocess.media.settings import MediaSettings
 
 
@@ -15,6 +15,7 @@ class MediaFlags(Protocol):
 
     limit_mm_per_prompt: str
     allowed_media_domains: tuple[str, ...]
+    media_io_kwargs: dict[str, Any] | None
     media_workers: int
     media_cache_bytes: int
 
@@ -38,6 +39,16 @@ def domains_setting() -> Any:
     )
 
 
+def io_setting() -> Any:
+    """--media-io-kwargs."""
+    return setting(
+        None,
+        help='what is taken of files, as JSON: {"video": {"num_frames": N}} is how many frames of a video (default: 32), -1 '
+        "all, of videos that have at most 1,024",
+        metavar="JSON",
+    )
+
+
 def workers_setting() -> Any:
     """--media-workers."""
     return setting(2, help="processes that decode images, videos and sound")
@@ -57,6 +68,7 @@ def check_media_flags(config: MediaFlags) -> None:
     for flag, parse, value in (
         ("--limit-mm-per-prompt", parse_items, config.limit_mm_per_prompt),
         ("--allowed-media-domains", UrlFetcher, config.allowed_media_domains),
+        ("--media-io-kwargs", parse_io, config.media_io_kwargs or {}),
     ):
         try:
             parse(value)
@@ -71,7 +83,9 @@ def check_media_flags(config: MediaFlags) -> None:
 def media_settings(config: MediaFlags) -> MediaSettings:
     """How a server treats media; it is always decoded in processes of its own there."""
     return MediaSettings(
-        MediaLimits(items=parse_items(config.limit_mm_per_prompt)),
+        MediaLimits(
+            items=parse_items(config.limit_mm_per_prompt), sampled_frames=parse_io(config.media_io_kwargs or {})
+        ),
         num_workers=config.media_workers,
         fetch=UrlFetcher(config.allowed_media_domains) if config.allowed_media_domains else None,
         item_cache_bytes=config.media_cache_bytes // 2,

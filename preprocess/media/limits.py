@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 from forebay.errors import InvalidRequest
 from forebay.v1.errors_pb2 import ErrorReason
 
 MODALITIES = ("image", "video", "audio")
 DEFAULT_ITEMS = {"image": 16, "video": 4, "audio": 16}
+SAMPLED_FRAMES = 32  # what vLLM takes of a video unless told otherwise
+ALL_FRAMES = -1
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -22,7 +25,8 @@ class MediaLimits:
     file_bytes: int = 64 << 20  # of an encoded file
     image_pixels: int = 50_000_000  # of a picture; 8,000 x 6,000 are 48 million
     video_pixels: int = 1 << 28  # of all frames that a model sees: 32 of 3,840 x 2,160
-    video_frames: int = 1_024  # that a model sees, of a video that comes decoded
+    sampled_frames: int = SAMPLED_FRAMES  # that a model sees of a video's file, evenly spread; ALL_FRAMES: every one
+    video_frames: int = 1_024  # that a model sees of any video
     video_seconds: float = 3_600.0
     audio_seconds: float = 1_800.0
     audio_samples: int = 90_000_000  # of a channel, as the file has them: 1,800 s at 48 kHz are 86 million
@@ -71,6 +75,24 @@ def parse_items(text: str) -> dict[str, int]:
             raise ValueError(f"{part!r} is not {'|'.join(MODALITIES)}=NUMBER")
         items[modality] = int(count)
     return items
+
+
+def parse_io(given: Mapping[str, Any]) -> int:
+    """How many frames of an encoded video are taken by {"video": {"num_frames": 40}}, vLLM's way to say it.
+
+    Raises ValueError, naming the key that is wrong: nothing else about decoding can be chosen.
+    """
+    if unknown := given.keys() - {"video"}:
+        raise ValueError(f"it has no {min(map(str, unknown))!r}; there is video")
+    options = given.get("video", {})
+    if not isinstance(options, Mapping):
+        raise ValueError(f"video is {options!r}; it must be an object")
+    if unknown := options.keys() - {"num_frames"}:
+        raise ValueError(f"video has no {min(map(str, unknown))!r}; there is num_frames")
+    count, most = options.get("num_frames", SAMPLED_FRAMES), MediaLimits().video_frames
+    if type(count) is not int or (count != ALL_FRAMES and not 1 <= count <= most):
+        raise ValueError(f"video.num_frames is {count!r}; it must be 1 to {most:,}, or {ALL_FRAMES} for all")
+    return count
 
 
 def too_large(message: str) -> InvalidRequest:

@@ -13,26 +13,25 @@ from forebay.errors import InvalidRequest
 from preprocess.media.containers import opened, stream_of
 from preprocess.media.decoded import Video
 from preprocess.media.formats import FileFormat
-from preprocess.media.limits import MediaLimits, too_large, undecodable
+from preprocess.media.limits import ALL_FRAMES, MediaLimits, too_large, undecodable
 
 if TYPE_CHECKING:
     from av.video.frame import VideoFrame
 
-NUM_FRAMES = 32  # what vLLM takes of a video unless told otherwise
 _MAX_RATE = 1_000.0
 # Codecs whose frames a decoder can begin with at any packet that says so.
 _SEEKABLE = {"h264", "hevc", "vp8", "vp9", "libvpx-vp9", "av1", "libdav1d", "libaom-av1", "mpeg4"}
 
 
-def decode_video(data: bytes, format: FileFormat, limits: MediaLimits, num_frames: int = NUM_FRAMES) -> Video:
-    """`num_frames` of a file's frames, or all if it has fewer; frame i of n is number floor(i (total - 1) / (n - 1)).
+def decode_video(data: bytes, format: FileFormat, limits: MediaLimits) -> Video:
+    """`limits.sampled_frames` of a file's frames, or all if it has fewer; frame i of n is number floor(i (total - 1) / (n - 1)).
 
     Raises InvalidRequest: MEDIA_TOO_LARGE from the headers, or MEDIA_DECODE. Frames in between are decoded where others need
     them, and never converted.
     """
     try:
-        timeline = _timeline(data, format, limits, num_frames)
-        count = min(timeline.total, num_frames)
+        timeline = _timeline(data, format, limits)
+        count = _num_sampled(timeline.total, limits)
         wanted = np.linspace(0, timeline.total - 1, count, dtype=int).tolist()
         frames = _pixels(_sought(data, format, timeline, wanted), count, limits) if timeline.keys else None
         if frames is None:
@@ -58,7 +57,11 @@ class _Timeline:
     keys: list[int]  # of frames that decoding can begin with; empty where it begins at the beginning
 
 
-def _timeline(data: bytes, format: FileFormat, limits: MediaLimits, num_frames: int) -> _Timeline:
+def _num_sampled(total: int, limits: MediaLimits) -> int:
+    return total if limits.sampled_frames == ALL_FRAMES else min(total, limits.sampled_frames)
+
+
+def _timeline(data: bytes, format: FileFormat, limits: MediaLimits) -> _Timeline:
     with opened(data, format) as container:
         stream = stream_of(container, "video")
         width, height = stream.codec_context.width, stream.codec_context.height
@@ -72,7 +75,7 @@ def _timeline(data: bytes, format: FileFormat, limits: MediaLimits, num_frames: 
         ]
         if not packets:
             raise undecodable("the file has no frames in it")
-        limits.check_frames(min(len(packets), num_frames), width, height)
+        limits.check_frames(_num_sampled(len(packets), limits), width, height)
         rate = float(stream.average_rate or stream.guessed_rate or 0)
         seconds = len(packets) / rate if rate > 0 else max(declared, 1 / _MAX_RATE)
         limits.check_duration("video", seconds)

@@ -178,3 +178,5 @@ def test_a_prompt_has_no_more_items_than_are_allowed(tmp_path: Path) -> None:
     assert raised.value.reason == ErrorReason.ERROR_REASON_MEDIA_TOO_LARGE
     with pytest.raises(InvalidRequest, match="limit_mm_per_prompt names 'picture'"):
         LLM(str(tmp_path), limit_mm_per_prompt={"picture": 1}, **options)
+    with pytest.raises(InvalidRequest, match="media_io_kwargs: video has no 'fps'"):
+        LLM(str(tmp_path), media_io_kwargs={"video": {"fps": 2}}, **options)

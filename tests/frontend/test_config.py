@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 
 from frontend.config import FrontendConfig
+from preprocess.media.flags import media_settings
 
 
 def config_of(**settings: object) -> FrontendConfig:
@@ -87,8 +88,16 @@ def test_executors_are_checked_at_the_start() -> None:
         ("allowed_media_domains", ("https://example.com",)),
         ("allowed_media_domains", ("localhost",)),
         ("allowed_media_domains", ("*",)),
+        ("media_io_kwargs", {"video": {"num_frames": 0}}),
+        ("media_io_kwargs", {"audio": {}}),
     ],
 )
 def test_a_setting_of_media_that_cannot_be_is_refused(name: str, value: object) -> None:
     with pytest.raises(ValueError, match=f"^--{name.replace('_', '-')}: "):
         config_of(**{name: value})
+
+
+def test_frames_of_videos_are_chosen_as_json() -> None:
+    config = config_of(media_io_kwargs={"video": {"num_frames": 8}})
+    assert media_settings(config).limits.sampled_frames == 8
+    assert media_settings(config_of()).limits.sampled_frames == 32

@@ -181,3 +181,12 @@ def test_a_closed_pool_leaves_no_process() -> None:
     for pid in pids:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
+
+
+def test_processes_take_as_many_frames_as_they_are_told() -> None:
+    limits = MediaLimits(sampled_frames=3)
+    pool = DecoderPool(1, limits)
+    try:
+        assert len(pool.decode(video_file(), "video", limits, None).frames) == 3
+    finally:
+        pool.close()

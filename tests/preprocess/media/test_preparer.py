@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from forebay.errors import InvalidRequest
 from forebay.v1 import media_pb2
 from preprocess.media.decoder import decode
-from preprocess.media.limits import MediaLimits, parse_items
+from preprocess.media.limits import ALL_FRAMES, MediaLimits, parse_io, parse_items
 from preprocess.media.preparer import MediaPreparer
 from preprocess.media.tensor_codec import to_tensor
 from preprocess.tokenizer import TextTokenizer
@@ -162,3 +163,27 @@ def test_limits_of_items_are_read() -> None:
     for text in ("image", "image=", "image=-1", "image=x", "pictures=1", "image=1.5", "image=٣"):
         with pytest.raises(ValueError, match="is not image"):
             parse_items(text)
+
+
+def test_the_number_of_frames_is_read() -> None:
+    assert parse_io({}) == parse_io({"video": {}}) == MediaLimits().sampled_frames == 32
+    assert parse_io({"video": {"num_frames": 40}}) == 40
+    assert parse_io({"video": {"num_frames": -1}}) == ALL_FRAMES
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"image": {"num_frames": 1}}, "it has no 'image'; there is video"),
+        ({"video": 40}, "video is 40; it must be an object"),
+        ({"video": {"fps": 2}}, "video has no 'fps'; there is num_frames"),
+        ({"video": {"num_frames": 0}}, "video.num_frames is 0; it must be 1 to 1,024, or -1 for all"),
+        ({"video": {"num_frames": 1025}}, "video.num_frames is 1025"),
+        ({"video": {"num_frames": True}}, "video.num_frames is True"),
+        ({"video": {"num_frames": 4.0}}, "video.num_frames is 4.0"),
+    ],
+    ids=["modality", "no-object", "fps", "zero", "too-many", "truth", "fraction"],
+)
+def test_what_cannot_be_chosen_about_files_is_named(given: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(words)):
+        parse_io(given)

@@ -15,7 +15,7 @@ from preprocess.media.containers import opened
 from preprocess.media.decoded import Video
 from preprocess.media.decoder import decode
 from preprocess.media.formats import FileFormat
-from preprocess.media.limits import MediaLimits
+from preprocess.media.limits import ALL_FRAMES, MediaLimits
 from tests.preprocess.media.files import VIDEOS, animation, ffmpeg_sound_file, reason_of, video_file
 
 
@@ -50,6 +50,19 @@ def test_of_a_long_video_32_frames_are_taken_evenly() -> None:
     assert wanted[0] == 0 and wanted[-1] == 99
     assert greys(found) == pytest.approx([20 * index % 240 for index in wanted], abs=8)
     assert found.frames_per_second == pytest.approx(3.2, rel=0.01)
+
+
+@pytest.mark.parametrize("count", [1, 40, 99])
+def test_as_many_frames_are_taken_as_the_operator_says(count: int) -> None:
+    found = video_of(video_file("mp4", "libx264", num_frames=100), sampled_frames=count)
+    assert greys(found) == pytest.approx([20 * index % 240 for index in np.linspace(0, 99, count, dtype=int)], abs=8)
+
+
+def test_all_frames_are_taken_where_they_are_within_the_limit() -> None:
+    file = video_file("mp4", "libx264", num_frames=100)
+    assert len(video_of(file, sampled_frames=ALL_FRAMES, video_frames=100).frames) == 100
+    error = refused(file, sampled_frames=ALL_FRAMES, video_frames=99)
+    assert reason_of(error) == "MEDIA_TOO_LARGE" and error.message == "the video has 100 frames; at most 99 are taken"
 
 
 @pytest.mark.parametrize(("container", "codec"), [("mp4", "libx264"), ("mp4", "mpeg4"), ("webm", "libvpx-vp9")])
