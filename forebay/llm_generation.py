@@ -38,10 +38,12 @@ class GenerationRun:
         self._prompt = prompt.text if prompt.WhichOneof("kind") == "text" else None
         proto = params.to_proto()
         cut = proto.truncate_prompt_tokens if proto.HasField("truncate_prompt_tokens") else None
-        encoded = preprocessor.encode_prompt(prompt).end(cut)
+        decoder_token_ids = preprocessor.decoder_prompt(prompt)
+        limit = info.max_model_len if cut is None and decoder_token_ids is None else None
+        encoded = preprocessor.encode_prompt(prompt, max_tokens=limit).end(cut)
         token_ids = encoded.token_ids
         encoder_token_ids: list[int] | None = None
-        if (decoder_token_ids := preprocessor.decoder_prompt(prompt)) is not None:
+        if decoder_token_ids is not None:
             encoder_token_ids, token_ids = token_ids, decoder_token_ids
         resolved = resolve_sampling(
             proto,

@@ -109,8 +109,16 @@ class InputReader:
         self, prompts: Sequence[prompt_pb2.Prompt], params: PoolingParams, prompt_name: str = ""
     ) -> list[PoolingInput]:
         """One for each prompt."""
+        most = self._info.max_model_len
         return [
-            _named(index, self._encoder.encode, prompt, prompt_name=prompt_name, **self._options(params))
+            _named(
+                index,
+                self._encoder.encode,
+                prompt,
+                prompt_name=prompt_name,
+                max_model_len=most,
+                **self._options(params),
+            )
             for index, prompt in enumerate(prompts)
         ]
 

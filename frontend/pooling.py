@@ -149,6 +149,7 @@ class PoolingService:
             prompt_name=prompt_name,
             num_token_types=call.facts.num_token_types,
             max_tokens=max_tokens,
+            max_model_len=call.facts.max_model_len,
         )
         pooling = self._encoder.threads.preprocessor.pooling
         return [

@@ -77,7 +77,8 @@ class PoolingCall:
         sink = _ResultSink()
         try:
             if job.elsewhere is not None:
-                ready = await self._encoder.encode(job.elsewhere, self.facts, cut=job.max_tokens)
+                limit = self.facts.max_model_len if job.max_tokens is None else None
+                ready = await self._encoder.encode(job.elsewhere, self.facts, max_tokens=limit, cut=job.max_tokens)
                 flight = self._flight(ready, params, sink)
             else:
                 found = await self._encoder.threads.run_on(job.prompt, job.encode)

@@ -38,7 +38,7 @@ class PoolingEncoder:
     def __init__(
         self,
         text_tokenizer: TextTokenizer | None,
-        encode_prompt: Callable[[prompt_pb2.Prompt], EncodedPrompt],
+        encode_prompt: Callable[..., EncodedPrompt],
         prompts: SentencePrompts,
     ) -> None:
         self._text, self._encode_prompt, self._prompts = text_tokenizer, encode_prompt, prompts
@@ -50,8 +50,11 @@ class PoolingEncoder:
         num_token_types: int,
         prompt_name: str = "",
         max_tokens: int | None = None,
+        max_model_len: int | None = None,
     ) -> PoolingInput:
-        """One input; a cut keeps its end. `prompt_name` concerns texts alone.
+        """One input, cut to its last `max_tokens` tokens. `prompt_name` concerns texts alone.
+
+        Chats and prompts with media that are not cut are refused as `encode_prompt` does where they are over `max_model_len`.
 
         A chat ends without the opening of the assistant's turn unless it asks for one: nobody is going to answer.
         """
@@ -59,7 +62,7 @@ class PoolingEncoder:
             raise InvalidRequest("this model has no encoder, and so no prompt of the decoder beside the prompt")
         kind = prompt.WhichOneof("kind")
         if kind == "chat" or prompt.media or prompt.parse_special_tokens:
-            return self._input(self.whole_prompt(prompt, prompt_name), max_tokens)
+            return self._input(self.whole_prompt(prompt, prompt_name), max_tokens, max_model_len)
         if kind == "text" and prompt.text:
             return self._encode_text(prompt.text, self._prompts.text(prompt_name), num_token_types, max_tokens)
         if prompt_name:
@@ -67,7 +70,7 @@ class PoolingEncoder:
         if kind == "token_ids" and prompt.token_ids.ids:
             type_ids = list(prompt.token_ids.type_ids)
             return PoolingInput(_end(list(prompt.token_ids.ids), max_tokens), _end(type_ids, max_tokens))
-        return self._input(prompt, max_tokens)
+        return self._input(prompt, max_tokens, max_model_len)
 
     def whole_prompt(self, prompt: prompt_pb2.Prompt, prompt_name: str) -> prompt_pb2.Prompt:
         """A chat, or a prompt with media or in the model's own format, as it is encoded here: like one to be continued."""
@@ -115,8 +118,9 @@ class PoolingEncoder:
         joined = tokenizer.join(first, second)
         return PoolingInput(joined.ids, _types(joined, num_token_types))
 
-    def _input(self, prompt: prompt_pb2.Prompt, max_tokens: int | None) -> PoolingInput:
-        encoded = self._encode_prompt(prompt).end(max_tokens)
+    def _input(self, prompt: prompt_pb2.Prompt, max_tokens: int | None, max_model_len: int | None) -> PoolingInput:
+        limit = max_model_len if max_tokens is None else None  # what is cut may be long
+        encoded = self._encode_prompt(prompt, max_tokens=limit).end(max_tokens)
         return PoolingInput(encoded.token_ids, [], media=encoded.media, positions=encoded.positions)
 
     def _encode_text(self, text: str, prompt: str, num_token_types: int, max_tokens: int | None) -> PoolingInput:

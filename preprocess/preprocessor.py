@@ -135,24 +135,24 @@ class Preprocessor:
         """A prompt's ids, with its media in their places; `add_special_tokens` (<s> and its like) concerns text: chat
         templates write their own.
 
-        With `max_tokens`, text that must become more ids than that is refused before it is tokenized, and a prompt that media
-        makes longer after. Raises InvalidRequest (EMPTY_PROMPT, TOO_LONG, INVALID_FIELD, MEDIA_*) and FailedPrecondition
-        (NO_TOKENIZER, CHAT_TEMPLATE).
+        With `max_tokens`, text that must become more ids than that is refused before it is tokenized, media that takes more before
+        the rest of it is decoded, and a prompt that is longer with its media at the end. Raises InvalidRequest (EMPTY_PROMPT,
+        TOO_LONG, INVALID_FIELD, MEDIA_*) and FailedPrecondition (NO_TOKENIZER, CHAT_TEMPLATE).
         """
         kind, media = prompt.WhichOneof("kind"), _media_of(prompt)
         _check_form(prompt, kind)
         self._check_takes(media)
         if kind == "token_ids":
-            encoded = self._expanded_ids(list(prompt.token_ids.ids), media)
+            encoded = self._expanded_ids(list(prompt.token_ids.ids), media, max_tokens)
         elif kind == "chat":
             self._check_length((part.text for m in prompt.chat.messages for part in m.content), max_tokens)
-            encoded = self._encode_chat(prompt.chat, media)[1]
+            encoded = self._encode_chat(prompt.chat, media, max_tokens)[1]
         else:
             if not prompt.text and not media:
                 raise InvalidRequest("the prompt is empty", ErrorReason.ERROR_REASON_EMPTY_PROMPT)
             need_tokenizer(self._text)
             self._check_length([prompt.text], max_tokens)
-            encoded = self._encode_text(prompt, media, add_special_tokens)
+            encoded = self._encode_text(prompt, media, add_special_tokens, max_tokens)
         if not encoded.token_ids:
             raise InvalidRequest("the prompt has no tokens", ErrorReason.ERROR_REASON_EMPTY_PROMPT)
         if encoded.media and max_tokens is not None and len(encoded.token_ids) > max_tokens:
@@ -170,12 +170,14 @@ class Preprocessor:
             fields = tuple((path, problem) for path, _ in media)
             raise InvalidRequest(f"{media[0][0]}: {problem}", ErrorReason.ERROR_REASON_MEDIA_UNUSABLE, fields=fields)
 
-    def _expanded_ids(self, token_ids: list[int], media: PlacedMedia) -> EncodedPrompt:
+    def _expanded_ids(self, token_ids: list[int], media: PlacedMedia, max_tokens: int | None) -> EncodedPrompt:
         if not media:
             return EncodedPrompt(token_ids)
-        return self._media.processor.expand_ids(token_ids, self._media.items(media))
+        return self._media.processor.expand_ids(token_ids, self._media.items(media, max_tokens))
 
-    def _encode_text(self, prompt: prompt_pb2.Prompt, media: PlacedMedia, add_special_tokens: bool) -> EncodedPrompt:
+    def _encode_text(
+        self, prompt: prompt_pb2.Prompt, media: PlacedMedia, add_special_tokens: bool, max_tokens: int | None
+    ) -> EncodedPrompt:
         tokenizer, own_format = need_tokenizer(self._text), prompt.parse_special_tokens
         if self._media is None or not (media or own_format):
             encode = tokenizer.encode if own_format else tokenizer.encode_user_text
@@ -188,9 +190,11 @@ class Preprocessor:
 
         write = {} if own_format else {"write": tokenizer.disguise}
         text = PromptText(prompt.text, encode=encode, adds_special_tokens=add_special_tokens, **write)
-        return self._media.processor.expand_text(text, self._media.items(media))
+        return self._media.processor.expand_text(text, self._media.items(media, max_tokens))
 
-    def _encode_chat(self, chat: prompt_pb2.Chat, media: PlacedMedia) -> tuple[str, EncodedPrompt]:
+    def _encode_chat(
+        self, chat: prompt_pb2.Chat, media: PlacedMedia, max_tokens: int | None = None
+    ) -> tuple[str, EncodedPrompt]:
         """The conversation as the chat template writes it, and what becomes of it."""
         need_tokenizer(self._text)
         if self._chat is None:
@@ -198,7 +202,7 @@ class Preprocessor:
         if not media:
             text, token_ids = self._chat.render(chat)
             return text, EncodedPrompt(token_ids)
-        items = self._media.prepare(media)
+        items = self._media.prepare(media, max_tokens)
         processor = self._media.processor
         rendered = self._chat.prompt(
             chat, ChatMedia(processor.modalities, [len(found) for found in items], processor.chat_marker)

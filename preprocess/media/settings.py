@@ -28,6 +28,7 @@ class MediaSettings:
             DecoderPool(self.num_workers, self.limits).decode if self.num_workers else decode,
             limits=self.limits,
             fetch=self.fetch,
+            num_threads=self.num_workers,
             item_cache_bytes=self.item_cache_bytes,
             file_cache_bytes=self.file_cache_bytes,
         )

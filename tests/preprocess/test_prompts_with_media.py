@@ -269,10 +269,33 @@ def test_a_prompt_that_media_makes_too_long_is_refused() -> None:
     up = bench()
     prompt = {"prompt": "<image>", "multi_modal_data": {"image": IMAGE}}
     assert len(up.encode(prompt, max_tokens=2).token_ids) == 2
-    error = up.refused(prompt, max_tokens=1)
+    error = up.refused(prompt | {"prompt": "<image>!"}, max_tokens=2)
     assert (
-        reason_of(error) == "TOO_LONG" and error.message == "the prompt has 2 tokens with its media; the model takes 1"
+        reason_of(error) == "TOO_LONG" and error.message == "the prompt has 3 tokens with its media; the model takes 2"
     )
+
+
+def test_media_that_is_too_long_by_itself_is_refused_in_every_form_of_prompt() -> None:
+    up = bench()
+    media = {"multi_modal_data": {"image": [IMAGE, OTHER]}}
+    ids = up.tokenizer.encode("<image><image>", add_special_tokens=False)
+    for prompt, path in (
+        ({"prompt": "<image><image>", **media}, "prompt.media[1]"),
+        ({"prompt_token_ids": ids, **media}, "prompt.media[1]"),
+        (user(IMAGE, OTHER), "chat.messages[0].content[1].media"),
+    ):
+        error = up.refused(prompt, max_tokens=3)
+        assert reason_of(error) == "TOO_LONG" and error.fields[0][0] == path
+        assert error.message == f"{path}: with it, media takes 4 tokens or more; the model takes 3"
+
+
+def test_inputs_to_pool_are_held_to_the_context_unless_they_are_cut() -> None:
+    up = bench(WRITES)
+    prompt = to_prompt({"prompt": "A <image>", "multi_modal_data": {"image": IMAGE}})
+    with pytest.raises(InvalidRequest, match="with it, media takes 2 tokens or more; the model takes 1"):
+        up.preprocessor.pooling.encode(prompt, num_token_types=1, max_model_len=1)
+    with pytest.raises(InvalidRequest, match="one with media cannot be cut to 1"):
+        up.preprocessor.pooling.encode(prompt, num_token_types=1, max_tokens=1, max_model_len=1)
 
 
 def test_a_prompt_with_media_is_not_cut() -> None:

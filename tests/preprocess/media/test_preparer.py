@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image as PilImages
 
 from forebay.errors import InvalidRequest
 from forebay.v1 import media_pb2
@@ -16,7 +17,7 @@ from preprocess.media.limits import ALL_FRAMES, MediaLimits, parse_io, parse_ite
 from preprocess.media.preparer import MediaPreparer
 from preprocess.media.tensor_codec import to_tensor
 from preprocess.tokenizer import TextTokenizer
-from tests.preprocess.media.files import picture_file, pixels, reason_of, sound_file
+from tests.preprocess.media.files import picture_file, pixels, reason_of, saved, sound_file
 from tests.preprocess.tokenizer_zoo import tokenizer_of
 from tests.preprocess.toy_processor import TOKENS, ToyProcessor
 
@@ -40,6 +41,10 @@ def image(data: bytes | None = None, **content: Any) -> media_pb2.Media:
 
 def audio(data: bytes) -> media_pb2.Media:
     return media_pb2.Media(kind=media_pb2.MEDIA_KIND_AUDIO, data=data)
+
+
+def pictures(count: int) -> list[media_pb2.Media]:
+    return [image(saved(PilImages.new("RGB", (8, 8), (index, 0, 0)), "PNG")) for index in range(count)]
 
 
 def embeddings(count: int) -> media_pb2.Media:
@@ -130,6 +135,42 @@ def test_more_items_than_the_limit_are_refused_before_anything_is_decoded() -> N
     assert reason_of(error) == "MEDIA_TOO_LARGE" and error.fields[0][0] == "prompt.media[3]"
     assert error.message == "prompt.media[3]: the prompt has 4 image items; at most 3 are taken"
     assert reason_of(refused(up, embeddings(4))) == "MEDIA_TOO_LARGE"
+
+
+@pytest.mark.parametrize("num_threads", [1, 2])
+def test_items_are_in_order_and_the_first_refusal_is_the_one_told(num_threads: int) -> None:
+    messages = pictures(6)
+    found = preparer(num_threads=num_threads).items(placed(*messages))
+    assert [int(item.tensors["pixels"][0, 0, 0]) for item in found] == [0, 1, 2, 3, 4, 5]
+    messages[2], messages[4] = image(b"\0" * 20), image(b"")
+    error = refused(preparer(num_threads=num_threads), *messages)
+    assert error.fields[0][0] == "prompt.media[2]"
+
+
+@pytest.mark.parametrize("num_threads", [1, 2, 3])
+def test_media_that_takes_more_than_the_context_is_refused_before_the_rest_is_decoded(num_threads: int) -> None:
+    """An item of this processor is two tokens."""
+    decoded: list[bytes] = []
+
+    def counted(data: bytes, *rest: Any) -> Any:
+        decoded.append(data)
+        return decode(data, *rest)
+
+    up = preparer(decode=counted, num_threads=num_threads)
+    with pytest.raises(InvalidRequest) as raised:
+        up.prepare(placed(*pictures(16)), max_tokens=5)
+    error = raised.value
+    assert reason_of(error) == "TOO_LONG" and error.fields[0][0] == "prompt.media[2]"
+    assert error.message == "prompt.media[2]: with it, media takes 6 tokens or more; the model takes 5"
+    assert 3 <= len(decoded) <= 3 + num_threads - 1
+    assert len(up.items(placed(*pictures(2)), max_tokens=4)) == 2
+
+
+def test_embeddings_that_take_more_than_the_context_are_refused_before_anything_is_decoded() -> None:
+    up = preparer(decode=no_decoding)
+    with pytest.raises(InvalidRequest, match=r"prompt.media\[1\]: with it, media takes 6 tokens or more") as raised:
+        up.prepare(placed(image(), embeddings(3)), max_tokens=5)
+    assert reason_of(raised.value) == "TOO_LONG"
 
 
 def test_a_thousand_small_pictures_are_refused_before_anything_is_decoded() -> None:
