@@ -172,7 +172,8 @@ class Engine:
         if needed > num_blocks:
             beside = f" beside {len(request.encoder_token_ids):,} of the encoder" if request.encoder_token_ids else ""
             limit = f"; the KV cache holds {num_blocks * size:,}"
-            if self.scheduler.reach.num_groups > 1 or request.media_layout is not None:
+            reach = self.scheduler.reach
+            if reach.slides or reach.num_groups > 1 or request.media_layout is not None:
                 limit = f", which take up to {needed:,} blocks of KV at once; the cache has {num_blocks:,}"
             raise InvalidRequest(
                 f"prompt and max_tokens are {total:,} tokens{beside}{limit}",
