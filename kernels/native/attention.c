@@ -37,7 +37,7 @@ static int find_keys(const Attention *op, const Item *item, int64_t start, int64
         }
     }
     for (int j = 0; j < low; j++) keys->k[j] = keys->k[low], keys->v[j] = keys->v[low];
-    for (int j = high; j < (high + 7) / 8 * 8; j++) keys->k[j] = keys->k[high - 1], keys->v[j] = keys->v[high - 1];
+    for (int j = high; j < TILE_KEYS; j++) keys->k[j] = keys->k[high - 1], keys->v[j] = keys->v[high - 1];
     return 1;
 }
 
@@ -146,7 +146,16 @@ static void end_sub(const Attention *op, const Item *item, int64_t row, Sub *sub
     }
 }
 
-static int run_item(const Attention *op, const Item *item) {
+/* The first keys that an item reads, so that they are on their way when its turn comes; 0 where there are none. */
+static int find_first_keys(const Attention *op, const Item *item, Keys *keys) {
+    const int64_t group = op->num_heads / op->num_kv_heads, length = op->seq_lens[item->seq];
+    const int64_t before = length - (op->query_start[item->seq + 1] - op->query_start[item->seq]);
+    const int64_t first = op->window ? max64(0, before + item->first_row / group - op->window + 1) : 0;
+    return first < length && find_keys(op, item, first / TILE_KEYS * TILE_KEYS, first, length, keys);
+}
+
+/* upcoming: what this thread is likely to have next, or NULL. */
+static int run_item(const Attention *op, const Item *item, const Item *upcoming) {
     const int num_subs = (int)((item->num_rows + SUB_ROWS - 1) / SUB_ROWS);
     int64_t first = INT32_MAX, end = 0;
     for (int i = 0; i < num_subs; i++) {
@@ -161,8 +170,9 @@ static int run_item(const Attention *op, const Item *item) {
     const int64_t begin = first / TILE_KEYS * TILE_KEYS;
     if (!find_keys(op, item, begin, first, end, keys)) return 0;
     for (int64_t start = begin; start < end; start += TILE_KEYS) {
-        const int has_next = start + 2 * TILE_KEYS <= end; /* a full tile: the prefetch goes by this one's keys */
-        if (start + TILE_KEYS < end && !find_keys(op, item, start + TILE_KEYS, first, end, next)) return 0;
+        int has_next = start + TILE_KEYS < end;
+        if (has_next && !find_keys(op, item, start + TILE_KEYS, first, end, next)) return 0;
+        if (!has_next && upcoming) has_next = find_first_keys(op, upcoming, next);
         Keys wide = *keys;
         const void *values[TILE_KEYS], *const *v = keys->v;
         if (op->dtype == F16) {
@@ -231,7 +241,7 @@ int paged_attention(const Attention *op) {
     const int serial = op->threads == 1 || num_items == 1 || work * op->head_dim < 16 * 1024;
 #pragma omp parallel for schedule(dynamic, 1) num_threads(op->threads) if (!serial)
     for (int64_t n = 0; n < num_items; n++)
-        if (!run_item(op, &items[n])) __atomic_store_n(&bad, 1, __ATOMIC_RELAXED);
+        if (!run_item(op, &items[n], n + op->threads < num_items ? &items[n + op->threads] : NULL)) __atomic_store_n(&bad, 1, __ATOMIC_RELAXED);
     free(items);
     return bad ? ATTENTION_BAD_INDEX : ATTENTION_DONE;
 }
