@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from kernels.linear import linear
+from kernels.quantized_linear import PackedWeight, quantized_linear
 
 
 class Linear:
@@ -12,10 +13,12 @@ class Linear:
 
     __slots__ = ("bias", "weight")
 
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
-        """weight (out, in), bias (out)."""
+    def __init__(self, weight: torch.Tensor | PackedWeight, bias: torch.Tensor | None = None) -> None:
+        """weight (out, in), plain or quantized; bias (out)."""
         self.weight, self.bias = weight, bias
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """x (T, in) -> (T, out)."""
+        if isinstance(self.weight, PackedWeight):
+            return quantized_linear(x, self.weight, self.bias)
         return linear(x, self.weight, self.bias)

@@ -39,7 +39,7 @@ class StoredTensor:
     name: str
     path: Path
     shape: tuple[int, ...]
-    dtype: str  # as safetensors names it
+    dtype: str  # as safetensors names it; of a quantized matrix, how it is
 
 
 class Checkpoint:

@@ -9,6 +9,7 @@ import collections
 import concurrent.futures
 import dataclasses
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,15 +17,19 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from forebay.errors import CheckpointError, NotOffered
+from forebay.errors import CheckpointError
 from gpu_executor.models import registry
 from gpu_executor.models.checkpoint import FLOAT_DTYPES, Checkpoint, StoredTensor
 from gpu_executor.models.config_reader import ConfigReader
 from gpu_executor.models.decoder import Decoder
-from gpu_executor.models.names import Role, Shape, find, is_of_head, required
+from gpu_executor.models.names import Role, Shape, find, is_of_head, is_of_linear, required
 from gpu_executor.models.registry import Resolved
-from gpu_executor.models.rules import Match, match_names
+from gpu_executor.models.rules import Match, match_names, rows_of_parts
 from gpu_executor.models.weights import Weights
+from gpu_executor.quant.checkpoint import QuantizedCheckpoint
+from gpu_executor.quant.config import read_scheme
+from gpu_executor.quant.matrix import QuantizedMatrix
+from kernels.quantized_linear import select_rows
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _DUMMY_STD = 0.02
@@ -68,11 +73,14 @@ def load_model(
     task: str | None = None,
     with_head: bool = False,
     parts: Mapping[str, Path] | None = None,
+    keep_quantized: bool | None = None,
     progress: bool = True,
 ) -> Decoder:
     """The model of a folder, ready to run; `task` and `with_head` as in registry.resolve.
 
-    `parts` are the folders of sections of the config whose weights lie elsewhere.
+    `parts` are the folders of sections of the config whose weights lie elsewhere. `keep_quantized`: whether matrices that
+    are quantized stay so in memory, where they can; by default on a GPU, whose kernel widens them on the way. On a CPU
+    they would have to be made plain for every step.
 
     Raises UnknownArchitecture, or CheckpointError naming the key, file or tensor that is wrong. "dummy" needs no weight
     files: it draws random weights.
@@ -82,62 +90,116 @@ def load_model(
         weights = Weights(resolved.spec, required(resolved.spec, resolved.extras), dtype, device)
         _fill_dummy(weights, seed)
     else:
-        checkpoint = open_checkpoint(folder, resolved, parts or {})
-        weights = _load_weights(checkpoint, resolved, dtype, device, progress=progress)
+        checkpoint = open_checkpoint(folder, config, resolved, parts or {})
+        keep = device.type == "cuda" if keep_quantized is None else keep_quantized
+        weights = _load_weights(checkpoint, resolved, dtype, device, keep_quantized=keep, progress=progress)
     return Decoder(resolved.spec, weights, dtype, device)
 
 
 def read_model(
     config: dict[str, Any], max_model_len: int | None, task: str | None = None, *, with_head: bool = False
 ) -> Resolved:
-    """What a config.json says, for a task as in registry.resolve. Raises NotOffered for a checkpoint that is quantized."""
+    """What a config.json says, for a task as in registry.resolve. Raises NotOffered for a quantization that is not served."""
     reader = ConfigReader(config, max_model_len)
     resolved = registry.resolve(reader, task, with_head=with_head)
-    quantization = reader.section("quantization_config", "compression_config")
-    if quantization.data:
-        raise NotOffered(
-            f"this checkpoint is quantized ({quantization('quant_method', default='?')}), which is not served yet"
-        )
+    read_scheme(reader)
     return resolved
 
 
-def open_checkpoint(folder: Path, resolved: Resolved, parts: Mapping[str, Path]) -> Checkpoint:
-    """The weights of a folder, with those of parts that lie elsewhere."""
+def open_checkpoint(
+    folder: Path, config: dict[str, Any], resolved: Resolved, parts: Mapping[str, Path]
+) -> Checkpoint | QuantizedCheckpoint:
+    """The weights of a folder, with those of parts that lie elsewhere; of a quantized one, a tensor for each matrix."""
     checkpoint = Checkpoint(folder)
     for section, prefix in resolved.parts:
         if section in parts:
             checkpoint.add_part(prefix, Checkpoint(parts[section]))
-    return checkpoint
+    scheme = read_scheme(ConfigReader(config))
+    if scheme is None:
+        return checkpoint
+    quantized = QuantizedCheckpoint(checkpoint, scheme)
+    quantized.drop_padding(lambda name: _takes(resolved, name))
+    return quantized
+
+
+def _takes(resolved: Resolved, name: str) -> bool:
+    """Whether the model has a place for a checkpoint's tensor of this name."""
+    for rule in resolved.rules:
+        if found := re.fullmatch(rule.pattern, name):
+            return all(find(found.expand(target), resolved.spec) is not None for target in rule.targets)
+    return False
 
 
 def _load_weights(
-    checkpoint: Checkpoint, resolved: Resolved, dtype: torch.dtype, device: torch.device, *, progress: bool
+    checkpoint: Checkpoint | QuantizedCheckpoint,
+    resolved: Resolved,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    keep_quantized: bool,
+    progress: bool,
 ) -> Weights:
     """Tensors are mapped, not read: what is copied goes straight to its slot, so that the peak is one model."""
     matches = {match.source: match for match in match_names(checkpoint.tensors, resolved.rules)}
     sources = _check_names(matches, resolved)
-    weights = Weights(resolved.spec, sources, dtype, device)
-    fill_weights(weights, checkpoint, matches, sources, description="loading weights", progress=progress)
+    rows = {}
+    if keep_quantized and isinstance(checkpoint, QuantizedCheckpoint):
+        rows = _rows_of_linear(checkpoint, matches, resolved)
+    weights = Weights(resolved.spec, sources, dtype, device, packed=rows)
+    fill_weights(weights, checkpoint, matches, sources, rows, description="loading weights", progress=progress)
     return weights
+
+
+def _rows_of_linear(
+    checkpoint: QuantizedCheckpoint, matches: dict[str, Match], resolved: Resolved
+) -> dict[str, torch.Tensor]:
+    """Canonical names of matrices that can stay quantized, each with the rows of its source that it is."""
+    found = {}
+    for source, match in matches.items():
+        if not any(map(is_of_linear, match.targets)):
+            continue
+        if not checkpoint.has_rows_of_outputs(source, inputs_first=match.rule.inputs_first):
+            continue
+        num_rows, din = checkpoint.tensors[source].shape
+        for target, rows in (rows_of_parts(match, num_rows) or {}).items():
+            role_and_shape = find(target, resolved.spec)
+            # One of another shape takes the way of plain tensors, which refuses it.
+            if is_of_linear(target) and role_and_shape is not None and role_and_shape[1] == (len(rows), din):
+                found[target] = rows
+    return found
 
 
 def fill_weights(
     weights: Weights,
-    checkpoint: Checkpoint,
+    checkpoint: Checkpoint | QuantizedCheckpoint,
     matches: dict[str, Match],
     sources: dict[str, str],
+    rows: Mapping[str, torch.Tensor],
     *,
     description: str,
     progress: bool,
 ) -> None:
-    """Fills the slots that `sources` names, from each canonical name's tensor; `matches` by the checkpoint's names."""
+    """Fills the slots that `sources` names, from each canonical name's tensor; `matches` by the checkpoint's names.
+
+    `rows` are those of its source that a matrix is which stays quantized.
+    """
     wanted = list(dict.fromkeys(sources.values()))
     sizes = {name: math.prod(checkpoint.tensors[name].shape) * weights.dtype.itemsize for name in wanted}
 
-    def fill(stored: tuple[str, torch.Tensor]) -> int:
+    def fill(stored: tuple[str, torch.Tensor | QuantizedMatrix]) -> int:
         source, tensor = stored
-        for target, part in _parts(matches[source], tensor):
-            if target in sources:
+        match = matches[source]
+        plain = [target for target in match.targets if target in sources and target not in weights.packed]
+        if isinstance(tensor, QuantizedMatrix):
+            packed = tensor.pack(weights.device)
+            for target in weights.packed.intersection(match.targets):
+                whole = match.rule.reshape is None
+                weights.put(target, packed if whole else select_rows(packed, rows[target].to(weights.device)))
+            if not plain:
+                return sizes[source]
+            tensor = tensor.unpack(packed, weights.dtype, inputs_first=match.rule.inputs_first)
+        for target, part in _parts(match, tensor):
+            if target in plain:
                 _fill(weights.slots[target], part, source, target)
         return sizes[source]
 
@@ -194,7 +256,7 @@ def _fill(slot: torch.Tensor, part: torch.Tensor, source: str, target: str) -> N
             f"tensor {source} has shape {list(part.shape)} as {target}; config.json asks for {list(slot.shape)}"
         )
     if part.dtype not in FLOAT_DTYPES.values():
-        raise CheckpointError(f"tensor {source} holds {part.dtype}; quantized checkpoints are not served yet")
+        raise CheckpointError(f"tensor {source} holds {part.dtype}, but config.json does not say how it is quantized")
     slot.copy_(part)
 
 
@@ -238,7 +300,7 @@ def weight_table(
 ) -> tuple[Resolved, list[WeightRow]]:
     """The resolved model and its tensors with their rules, from the headers alone: no weights are read."""
     resolved = read_model(config, max_model_len, task)
-    checkpoint = open_checkpoint(folder, resolved, parts or {})
+    checkpoint = open_checkpoint(folder, config, resolved, parts or {})
     rows = []
     for match in match_names(checkpoint.tensors, resolved.rules):
         stored = checkpoint.tensors[match.source]

@@ -181,6 +181,12 @@ _PARTS: dict[type, _PartNames] = {
 # state decays adds up over all that it remembers.
 FLOAT32_NAMES = frozenset({"mlp.router.score_bias", "mixer.a", "mixer.d", "mixer.dt_proj.bias"})
 
+# Matrices that layers use through Weights.linear alone, and that may therefore stay quantized.
+_OF_LINEAR = re.compile(
+    r"(?:encoder\.)?layers\.\d+\.(?:(?:mixer|cross)\.(?:q|k|v|o|q_a|q_b|kv_a|in_proj|x_proj|out_proj)"
+    r"|mlp\.(?:shared\.)?(?:gate|up|down))\.weight"
+)
+
 _EVERY_LAYER = "layers.*."
 ENCODER = "encoder."  # stands before the names of an encoder's tensors
 TOWER = "tower."  # and before those of a tower, which are the names of its module's parameters
@@ -194,6 +200,11 @@ def every_layer(*names: str) -> tuple[str, ...]:
 def is_of_head(name: str) -> bool:
     """Whether a canonical name belongs to the head over the vocabulary."""
     return name.startswith("head.")
+
+
+def is_of_linear(name: str) -> bool:
+    """Whether the matrix of this canonical name is used as a linear layer's alone, so that it may stay quantized."""
+    return _OF_LINEAR.fullmatch(name) is not None
 
 
 def find(name: str, model: ModelSpec) -> tuple[Role, Shape] | None:

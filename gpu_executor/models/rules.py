@@ -32,6 +32,7 @@ class Rule:
     targets: tuple[str, ...]
     reshape: Reshape | None = None
     optional: bool = False
+    inputs_first: bool = False  # its matrices are stored as (in, out)
 
     def __str__(self) -> str:
         how = f" ({self.reshape.__name__.replace('_', ' ')})" if self.reshape is not None else ""
@@ -54,7 +55,7 @@ def transpose(pattern: str, target: str, *, optional: bool = False) -> Rule:
     def transposed(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return (_outputs_first(tensor),)
 
-    return Rule(pattern, (target,), transposed, optional)
+    return Rule(pattern, (target,), transposed, optional, inputs_first=True)
 
 
 def split_qkv(
@@ -93,7 +94,7 @@ def split_qkv(
         return q, k, v
 
     split.__name__ = f"split_{layout}"
-    return Rule(pattern, tuple(target.format(part) for part in "qkv"), split, optional)
+    return Rule(pattern, tuple(target.format(part) for part in "qkv"), split, optional, transposed)
 
 
 def split_kv(pattern: str, target: str, attention: Attention, *, optional: bool = False) -> Rule:
@@ -122,7 +123,7 @@ def split_gate_up(
             raise CheckpointError(f"its {len(rows)} outputs are not two halves")
         return (rows[0::2], rows[1::2]) if interleaved else rows.chunk(2)
 
-    return Rule(pattern, tuple(target.format(part) for part in ("gate", "up")), split_halves, optional)
+    return Rule(pattern, tuple(target.format(part) for part in ("gate", "up")), split_halves, optional, transposed)
 
 
 def fold_unit_offset(pattern: str, target: str, *, optional: bool = False) -> Rule:
@@ -247,3 +248,26 @@ def match_names(names: Iterable[str], rules: Iterable[Rule]) -> list[Match]:
     if idle:
         raise CheckpointError(f"the checkpoint has no tensor like {idle[0].pattern}")
     return matches
+
+
+def rows_of_parts(match: Match, num_rows: int) -> dict[str, torch.Tensor] | None:
+    """For each target the rows of the matrix (num_rows, in) that it is, (n) int64; None unless all that happens is to choose rows.
+
+    Found by sending numbers of rows through the reshape: what changes values, or mixes columns, does not leave them whole.
+    """
+    numbers = torch.arange(num_rows, dtype=torch.float64)
+    if match.rule.reshape is None:
+        return {match.targets[0]: numbers.long()}
+    matrix = torch.stack((numbers, -1 - numbers), 1)
+    try:
+        parts = match.rule.reshape(matrix.t() if match.rule.inputs_first else matrix)
+    except (CheckpointError, RuntimeError, IndexError):
+        return None  # wrong for the real matrix too, or meant for one with its own columns: it is put through itself
+    rows = {}
+    for target, part in zip(match.targets, parts, strict=True):
+        if part.dim() != 2 or part.shape[1] != 2 or not torch.equal(part[:, 1], -1 - part[:, 0]):
+            return None
+        if (part[:, 0] < 0).any() or (part[:, 0] >= num_rows).any() or part.frac().any():
+            return None
+        rows[target] = part[:, 0].long()
+    return rows

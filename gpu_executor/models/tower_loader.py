@@ -38,7 +38,7 @@ def load_tower(
     spec = dataclasses.replace(resolved.spec, decoder=dataclasses.replace(resolved.spec.decoder, layers=()))
     if spec.tower is None:
         raise NotOffered(f"{spec.architecture} takes text alone: it has no tower")
-    checkpoint = open_checkpoint(folder, resolved, parts or {})
+    checkpoint = open_checkpoint(folder, config, resolved, parts or {})
     wanted = {_EMBEDDING, *(TOWER + name for name in tower_shapes(spec))}
     matches = {
         match.source: match
@@ -49,6 +49,6 @@ def load_tower(
     if missing := sorted(wanted - found.keys()):
         raise CheckpointError(f"the checkpoint has no tensor for {missing[0]}")
     weights = Weights(spec, found, dtype, device)
-    fill_weights(weights, checkpoint, matches, found, description="loading tower", progress=progress)
+    fill_weights(weights, checkpoint, matches, found, {}, description="loading tower", progress=progress)
     embedding = Embedding(weights.get(_EMBEDDING), spec.decoder.embed_scale)
     return assemble(spec.tower, weights.below(TOWER), device), embedding

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import mmap
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import torch
 
@@ -12,6 +12,7 @@ from gpu_executor.layers.linear import Linear
 from gpu_executor.layers.norm import NormLayer, make_norm
 from gpu_executor.models.names import ENCODER, FLOAT32_NAMES, find
 from gpu_executor.models.spec import Attention, ModelSpec, Moe, Norm
+from kernels.quantized_linear import PackedWeight, concatenate, dequantize, fits_kernel
 
 # Canonical tensors of one layer that lie one after the other in one tensor, so that one product serves them all.
 _FUSED = {
@@ -30,10 +31,22 @@ class Weights:
 
     `slots` maps each canonical name to a view of the shape that names.find tells; `get` gives what layers use. Where
     some parts of a group have a bias and others none, those have a bias of zeros.
+
+    `packed` are names of matrices that may stay quantized. Those that do (`packed` of the object: a group does as a whole)
+    have no slot; they are given with `put`, and `linear` takes them.
     """
 
-    def __init__(self, spec: ModelSpec, names: Iterable[str], dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self,
+        spec: ModelSpec,
+        names: Iterable[str],
+        dtype: torch.dtype,
+        device: torch.device,
+        packed: Collection[str] = (),
+    ) -> None:
         self._spec, self.dtype, self.device = spec, dtype, device
+        self.packed = set(packed)
+        self._given: dict[str, PackedWeight] = {}
         self.slots: dict[str, torch.Tensor] = {}
         self._fused: dict[str, torch.Tensor] = {}
         names = dict.fromkeys(names)
@@ -49,13 +62,16 @@ class Weights:
                         if f"{prefix}.mixer.{norm}.0.{kind}" in names:
                             self._allocate_rows(f"{prefix}.mixer.{norm}", kind, num_heads)
             for group, parts in _FUSED.items():
-                if all(f"{prefix}.{part}.weight" in names for part in parts):
+                matrices = [f"{prefix}.{part}.weight" for part in parts]
+                if all(name in names for name in matrices):
+                    if not self.packed.issuperset(matrices):
+                        self.packed.difference_update(matrices)
                     for kind in ("weight", "bias"):
                         members = [f"{prefix}.{part}.{kind}" for part in parts]
-                        if any(name in names for name in members):
+                        if any(name in names for name in members) and self.packed.isdisjoint(members):
                             self._fused[f"{prefix}.{group}.{kind}"] = self._allocate(members, names)
         for name in names:
-            if name not in self.slots:
+            if name not in self.slots and name not in self.packed:
                 exact = name.removeprefix("layers.").partition(".")[2] in FLOAT32_NAMES
                 self.slots[name] = self._empty(self._shape(name), torch.float32 if exact else dtype)
 
@@ -102,6 +118,11 @@ class Weights:
             return torch.frombuffer(memory, dtype=dtype).view(shape)
         return torch.empty(shape, dtype=dtype, device=self.device)
 
+    def put(self, name: str, weight: PackedWeight) -> None:
+        """Gives the matrix of a canonical name that is in `packed`."""
+        assert name in self.packed and (weight.dout, weight.din) == self._shape(name), name
+        self._given[name] = weight
+
     def get(self, name: str) -> torch.Tensor | None:
         """The tensor of a fused group, such as `layers.0.mixer.qkv.weight`, or of a canonical name; None if there is none."""
         return self._fused.get(name, self.slots.get(name))
@@ -111,9 +132,29 @@ class Weights:
         return {name.removeprefix(prefix): slot for name, slot in self.slots.items() if name.startswith(prefix)}
 
     def linear(self, name: str) -> Linear | None:
-        """The linear layer of this name, with its bias if there is one; None if there is no such matrix."""
-        weight = self.get(f"{name}.weight")
+        """The linear layer of this name, with its bias if there is one; None if there is no such matrix.
+
+        Asked for once: the parts of a fused group are given up for the whole.
+        """
+        weight = self._quantized(name) if self._given else None
+        weight = self.get(f"{name}.weight") if weight is None else weight
         return None if weight is None else Linear(weight, self.get(f"{name}.bias"))
+
+    def _quantized(self, name: str) -> PackedWeight | torch.Tensor | None:
+        """A matrix that stays quantized, unless its groups are none for the kernel or its parts differ in form."""
+        members = [f"{name}.weight"]
+        for group, parts in _FUSED.items():
+            if name.endswith(f".{group}"):
+                members = [f"{name.removesuffix(group)}{part}.weight" for part in parts]
+        if not all(member in self._given for member in members):
+            return None
+        given = [self._given.pop(member) for member in members]
+        if all(map(fits_kernel, given)):
+            try:
+                return concatenate(given)
+            except ValueError:  # as where one part has eight bits and another four
+                pass
+        return torch.cat([dequantize(weight).to(self.dtype) for weight in given])
 
     def norm(self, name: str, spec: Norm) -> NormLayer | None:
         """The norm layer of this name; None if there is none. One that is not affine needs no tensors."""

@@ -8,11 +8,15 @@ from __future__ import annotations
 import torch
 
 from kernels.quantized_linear import reference
-from kernels.quantized_linear.formats import pack_awq, pack_gptq, pack_scaled
-from kernels.quantized_linear.packed import PackedWeight, concatenate
+from kernels.quantized_linear.formats import pack_awq, pack_gptq, pack_integers, pack_scaled
+from kernels.quantized_linear.packed import PackedWeight, concatenate, fits_kernel, select_rows
+from kernels.quantized_linear.reference import dequantize
 from kernels.triton_path import use_triton
 
-__all__ = ["PackedWeight", "concatenate", "pack_awq", "pack_gptq", "pack_scaled", "quantized_linear"]
+__all__ = [
+    "PackedWeight", "concatenate", "dequantize", "fits_kernel", "pack_awq", "pack_gptq", "pack_integers", "pack_scaled",
+    "quantized_linear", "select_rows",
+]  # fmt: skip
 
 
 def quantized_linear(x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None = None) -> torch.Tensor:

@@ -54,6 +54,7 @@ def _quantized_linear(
     KIND: tl.constexpr,
     GROUPED: tl.constexpr,
     REORDERED: tl.constexpr,
+    HAS_ZEROS: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     UPCAST: tl.constexpr,
     M: tl.constexpr,
@@ -77,8 +78,8 @@ def _quantized_linear(
         rows = tl.load(x_at + place[None, :], (inner < din)[None, :], 0.0)
         part = _load_values(values, first, column, exists, din, dout, KIND, K, N)
         group = first // group_size
-        if KIND == "int4":
-            part -= tl.load(zeros + group * dout + column, exists, 0).to(tl.int32)[None, :]
+        if HAS_ZEROS:
+            part = part.to(tl.int32) - tl.load(zeros + group * dout + column, exists, 0).to(tl.int32)[None, :]
         if GROUPED:
             product = tl.dot(rows.to(dtype), part.to(dtype), input_precision="ieee")
             total += product * tl.load(scales + group * dout + column, exists, 0.0).to(tl.float32)[None, :]
@@ -125,17 +126,21 @@ def quantized_linear(x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor |
     _quantized_linear[(triton.cdiv(num_rows, of.m) * triton.cdiv(weight.dout, of.n),)](
         x, values, weight.scales, weight.zeros, weight.input_order, None if bias is None else bias.contiguous(), y,
         num_rows, din, weight.dout, weight.group_size, x.stride(0),
-        **_constants(weight.kind, of, grouped, weight.input_order is not None, bias is not None, upcast(x.dtype)),
+        **_constants(
+            weight.kind, of, grouped, weight.input_order is not None, weight.zeros is not None, bias is not None,
+            upcast(x.dtype),
+        ),
         num_warps=of.num_warps, num_stages=of.num_stages,
     )  # fmt: skip
     return y
 
 
 def _constants(
-    kind: str, of: Tile, grouped: bool, reordered: bool, has_bias: bool, upcast: bool
+    kind: str, of: Tile, grouped: bool, reordered: bool, has_zeros: bool, has_bias: bool, upcast: bool
 ) -> dict[str, str | int | bool]:
     return {
-        "KIND": kind, "GROUPED": grouped, "REORDERED": reordered, "HAS_BIAS": has_bias, "UPCAST": upcast,
+        "KIND": kind, "GROUPED": grouped, "REORDERED": reordered, "HAS_ZEROS": has_zeros, "HAS_BIAS": has_bias,
+        "UPCAST": upcast,
         "M": of.m, "N": of.n, "K": of.k, "SWIZZLE": _SWIZZLE,
     }  # fmt: skip
 
@@ -147,24 +152,27 @@ def _specialization(
     *,
     dtype: str = "bf16",
     reordered: bool = False,
+    zeros: str | None = None,
     max_stack_bytes: int = 0,
 ) -> Specialization:
     of_dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[dtype]
     of = tile(num_tokens, of_dtype, group_size)
-    absent = {"bias", *(() if kind == "int4" else ("zeros",)), *(() if reordered else ("input_order",))}
+    zeros = "*u8" if kind == "int4" else zeros
+    absent = {"bias", *(() if zeros else ("zeros",)), *(() if reordered else ("input_order",))}
     pointers = {
         "x": f"*{dtype}", "y": f"*{dtype}", "values": {"fp8": "*u8", "int8": "*i8", "int4": "*i32"}[kind],
-        "scales": "*fp16" if kind == "int4" else "*fp32", "zeros": "*u8", "input_order": "*i32",
+        "scales": "*fp16" if kind == "int4" else "*fp32", "zeros": zeros, "input_order": "*i32",
     }  # fmt: skip
     return Specialization(
-        name=f"{kind}-T{num_tokens}-{dtype}{f'-groups{group_size}' if group_size else ''}{'-reordered' if reordered else ''}",
+        name=f"{kind}-T{num_tokens}-{dtype}{f'-groups{group_size}' if group_size else ''}{'-reordered' if reordered else ''}"
+        f"{'-zeros' if zeros == '*i16' else ''}",
         kernel=_quantized_linear,
         types={
             **{name: type for name, type in pointers.items() if name not in absent},
             **dict.fromkeys(("num_rows", "din", "dout", "group_size", "x_stride"), "i32"),
         },
         constants={
-            **_constants(kind, of, group_size is not None, reordered, False, False), **dict.fromkeys(absent),
+            **_constants(kind, of, group_size is not None, reordered, bool(zeros), False, False), **dict.fromkeys(absent),
         },
         aligned=("din", "dout", "group_size", "x_stride"),
         num_warps=of.num_warps,
@@ -183,4 +191,5 @@ COMPILED = [
     _specialization("int4", 1, 128, dtype="fp16", reordered=True),
     _specialization("int4", 256, 128, dtype="fp16", reordered=True, max_stack_bytes=48),
     _specialization("fp8", 1, 128, dtype="fp32"),
+    _specialization("int8", 64, 128, zeros="*i16"),
 ]

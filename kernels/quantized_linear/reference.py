@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from kernels.quantized_linear.packed import PackedWeight, unpack_nibbles
+from kernels.quantized_linear.packed import PackedWeight, unpack
 
 BLOCK = 128  # rows and columns that share a scale (DeepSeek-V3, 2024)
 # Where AWQ puts columns 0..7 of eight: Lin et al., 2023, whose kernels take even and odd ones apart.
@@ -42,15 +42,15 @@ def dequantize_gptq(
 
     Frantar et al., 2022. zero_offset is 1 where zeros are stored less one, as all but the "gptq_v2" checkpoints do.
     """
-    values = unpack_nibbles(qweight, 0)  # (Din, Dout)
-    zeros = unpack_nibbles(qzeros, 1) + zero_offset  # (G, Dout)
+    values = unpack(qweight, 0)  # (Din, Dout)
+    zeros = unpack(qzeros, 1) + zero_offset  # (G, Dout)
     groups = g_idx.long()
     return (scales.float()[groups] * (values - zeros[groups]).float()).t()
 
 
 def awq_columns(packed: torch.Tensor) -> torch.Tensor:
     """packed (N, Dout / 8) int32 -> (N, Dout) int32 in the order of the columns."""
-    return unpack_nibbles(packed, 1).unflatten(1, (-1, 8))[:, :, list(_AWQ_NIBBLES)].flatten(1)
+    return unpack(packed, 1).unflatten(1, (-1, 8))[:, :, list(_AWQ_NIBBLES)].flatten(1)
 
 
 def dequantize_awq(qweight: torch.Tensor, qzeros: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
@@ -62,14 +62,17 @@ def dequantize_awq(qweight: torch.Tensor, qzeros: torch.Tensor, scales: torch.Te
 
 def dequantize(weight: PackedWeight) -> torch.Tensor:
     """The same of what packed.py made of one of these."""
-    scales = weight.scales.float().repeat_interleave(weight.group_size, 0)[: weight.din]  # (Din, Dout)
-    if weight.kind != "int4":
-        return weight.values.float() * scales.t()
-    values = unpack_nibbles(weight.values, 0)
-    values = (values - weight.zeros.int().repeat_interleave(weight.group_size, 0)[: weight.din]).float() * scales
+
+    def of_inputs(groups: torch.Tensor) -> torch.Tensor:
+        return groups.float().repeat_interleave(weight.group_size, 0)[: weight.din].t()  # (Dout, Din)
+
+    values = unpack(weight.values, 0).t().float() if weight.kind == "int4" else weight.values.float()
+    if weight.zeros is not None:
+        values = values - of_inputs(weight.zeros)
+    values = values * of_inputs(weight.scales)
     if weight.input_order is None:
-        return values.t()
-    return torch.empty_like(values).index_copy_(0, weight.input_order.long(), values).t()
+        return values
+    return torch.empty_like(values).index_copy_(1, weight.input_order.long(), values)
 
 
 def quantized_linear(x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None) -> torch.Tensor:

@@ -10,13 +10,18 @@ from kernels.quantized_linear import (
     concatenate,
     pack_awq,
     pack_gptq,
+    pack_integers,
     pack_scaled,
     quantized_linear,
     reference,
+    select_rows,
 )
 from tests.kernels.closeness import assert_close
 
-FORMATS = ["fp8-tensor", "fp8-rows", "fp8-blocks", "int8-rows", "gptq", "gptq-one-group", "gptq-act-order", "awq"]
+FORMATS = [
+    "fp8-tensor", "fp8-rows", "fp8-blocks", "int8-rows", "int8-zeros", "int8-groups", "gptq", "gptq-one-group",
+    "gptq-act-order", "gptq-8-bits-act-order", "awq",
+]  # fmt: skip
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -31,10 +36,12 @@ def positive(*shape: int, seed: int = 1) -> torch.Tensor:
     return torch.rand(shape, generator=generator(seed)) * 0.02 + 0.001
 
 
-def packed_by_hand(values: torch.Tensor, dim: int, order: tuple[int, ...] = tuple(range(8))) -> torch.Tensor:
-    """Eight values along dim to a word; value order[i] goes into bits 4 i to 4 i + 3."""
-    eights = values.long().unflatten(dim, (-1, 8)).movedim(dim + 1, -1)
-    words = sum(eights[..., value] << 4 * i for i, value in enumerate(order))
+def packed_by_hand(
+    values: torch.Tensor, dim: int, order: tuple[int, ...] = tuple(range(8)), num_bits: int = 4
+) -> torch.Tensor:
+    """As many values along dim to a word as `order` has; value order[i] goes into bits b i to b i + b - 1."""
+    to_a_word = values.long().unflatten(dim, (-1, len(order))).movedim(dim + 1, -1)
+    words = sum(to_a_word[..., value] << num_bits * i for i, value in enumerate(order))
     return torch.where(words >= 2**31, words - 2**32, words).int()
 
 
@@ -60,8 +67,19 @@ def make_awq(dout: int, din: int, num_groups: int) -> tuple[tuple[torch.Tensor, 
     return (packed_by_hand(values, 1, order), packed_by_hand(zeros, 1, order), scales), meant
 
 
+def make_gptq_of_8_bits(dout: int, din: int) -> tuple[PackedWeight, torch.Tensor]:
+    values, zeros = integers(0, 256, din, dout), integers(1, 257, din // 32, dout, seed=2)
+    scales = positive(din // 32, dout).half()
+    groups = (torch.arange(din) // 32)[torch.randperm(din, generator=generator(3))]
+    packed = [packed_by_hand(*each, tuple(range(4)), 8) for each in ((values, 0), (zeros - 1, 1))]
+    meant = (scales.float()[groups] * (values - zeros[groups])).t()
+    return pack_gptq(*packed, scales, groups.int(), num_bits=8), meant
+
+
 def make(name: str, dout: int, din: int) -> tuple[PackedWeight, torch.Tensor]:
     """The packed weight, and the matrix (Dout, Din) that it stands for."""
+    if name == "gptq-8-bits-act-order":
+        return make_gptq_of_8_bits(dout, din)
     if name.startswith("gptq"):
         num_groups = 1 if name == "gptq-one-group" else din // 32
         tensors, meant = make_gptq(dout, din, num_groups, act_order=name == "gptq-act-order")
@@ -69,11 +87,16 @@ def make(name: str, dout: int, din: int) -> tuple[PackedWeight, torch.Tensor]:
     if name == "awq":
         tensors, meant = make_awq(dout, din, din // 32)
         return pack_awq(*tensors), meant
-    if name == "int8-rows":
+    if name.startswith("int8"):
         weight = integers(-128, 128, dout, din).to(torch.int8)
     else:
         weight = (torch.randn(dout, din, generator=generator()) * 40).to(torch.float8_e4m3fn)
         weight[0, :3] = torch.tensor([448.0, -448.0, 2**-9]).to(torch.float8_e4m3fn)
+    if name in ("int8-zeros", "int8-groups"):
+        num_groups = 1 if name == "int8-zeros" else din // 32
+        scale, zeros = positive(dout, num_groups), integers(-128, 128, dout, num_groups, seed=2).to(torch.int8)
+        spread, shift = (each.float().repeat_interleave(din // num_groups, 1) for each in (scale, zeros))
+        return pack_scaled(weight, scale, zeros), (weight.float() - shift) * spread
     shape = {"tensor": (), "rows": (dout, 1), "blocks": (-(-dout // 128), -(-din // 128))}[name.split("-")[1]]
     scale = positive(*shape)
     return pack_scaled(weight, scale), reference.dequantize_scaled(weight, scale)
@@ -121,7 +144,43 @@ def test_the_product_is_that_with_the_matrix_that_is_meant(name: str) -> None:
     assert_close(quantized_linear(x, weight, bias), torch.nn.functional.linear(x, meant, bias))
 
 
-@pytest.mark.parametrize("name", ["fp8-tensor", "fp8-blocks", "gptq-act-order", "awq"])
+@pytest.mark.parametrize("name", ["fp8-rows", "int8-zeros", "gptq-act-order", "awq"])
+def test_rows_are_chosen_in_any_order(name: str) -> None:
+    weight, meant = make(name, 40, 64)
+    rows = torch.tensor([39, 3, 3, 0, 17])
+    torch.testing.assert_close(reference.dequantize(select_rows(weight, rows)), meant[rows], rtol=1e-6, atol=0)
+
+
+def test_a_last_group_may_be_shorter() -> None:
+    (qweight, qzeros, scales, _), _ = make_gptq(16, 96, 3)
+    weight = pack_gptq(qweight[:11], qzeros, scales, None, group_size=32)
+    whole = reference.dequantize(pack_gptq(qweight, qzeros, scales, None))
+    assert torch.equal(reference.dequantize(weight), whole[:, :88])
+
+
+def test_groups_in_order_need_no_g_idx() -> None:
+    (qweight, qzeros, scales, _), meant = make_gptq(16, 96, 3)
+    assert torch.equal(reference.dequantize(pack_gptq(qweight, qzeros, scales, None)), meant)
+
+
+def test_zeros_in_the_middle_are_none() -> None:
+    values, scales = integers(0, 256, 32, 8), positive(1, 8)
+    middle = torch.full((1, 8), 128, dtype=torch.int32)
+    given = pack_integers(values, middle, scales, num_bits=8, group_size=32)
+    without = pack_integers(values, None, scales, num_bits=8, group_size=32)
+    assert given.zeros is without.zeros is None and torch.equal(given.values, without.values)
+    four = pack_integers(values % 16, None, scales, group_size=32)
+    torch.testing.assert_close(reference.dequantize(four), ((values % 16 - 8).float() * scales).t())
+
+
+def test_blocks_have_any_size() -> None:
+    weight = torch.ones(40, 48, dtype=torch.int8)
+    scale = positive(3, 3)
+    values = reference.dequantize(pack_scaled(weight, scale, block=(16, 16)))
+    assert torch.equal(values, scale.repeat_interleave(16, 0)[:40].repeat_interleave(16, 1))
+
+
+@pytest.mark.parametrize("name", ["fp8-tensor", "fp8-blocks", "int8-zeros", "gptq-act-order", "awq"])
 def test_fused_projections_are_each_on_its_own(name: str) -> None:
     parts = [make(name, dout, 128) for dout in (128, 256)]
     fused = concatenate([weight for weight, _ in parts])
@@ -129,7 +188,12 @@ def test_fused_projections_are_each_on_its_own(name: str) -> None:
 
 
 def test_what_cannot_be_fused_is_refused() -> None:
-    for first, second in (("awq", "fp8-rows"), ("gptq", "gptq-one-group"), ("gptq", "gptq-act-order")):
+    for first, second in (
+        ("awq", "fp8-rows"),
+        ("gptq", "gptq-one-group"),
+        ("gptq", "gptq-act-order"),
+        ("int8-rows", "int8-zeros"),
+    ):
         with pytest.raises(ValueError, match="cannot be fused"):
             concatenate([make(first, 128, 128)[0], make(second, 128, 128)[0]])
 
@@ -162,6 +226,12 @@ def test_wrong_operands_are_refused() -> None:
         pack_scaled(torch.zeros(4, 4), torch.ones(()))
     with pytest.raises(ValueError, match="takes a scale"):
         pack_scaled(torch.zeros(4, 4, dtype=torch.int8), torch.ones(3))
+    with pytest.raises(ValueError, match="zeros"):
+        pack_scaled(torch.zeros(4, 4, dtype=torch.int8), torch.ones(4), torch.ones(3))
+    with pytest.raises(ValueError, match="multiple of 8 inputs"):
+        pack_integers(torch.zeros(12, 8, dtype=torch.int32), None, torch.ones(1, 8), group_size=12)
+    with pytest.raises(ValueError, match="scales"):
+        pack_integers(torch.zeros(16, 8, dtype=torch.int32), None, torch.ones(1, 8), group_size=8)
     qweight, qzeros, scales, g_idx = make_gptq(24, 96, 3)[0]
     with pytest.raises(ValueError, match="GPTQ"):
         pack_gptq(qweight[:, :16], qzeros, scales, g_idx)

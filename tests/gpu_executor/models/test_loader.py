@@ -64,8 +64,8 @@ O_PROJ = "model.layers.1.self_attn.o_proj.weight"
         ("llama", {"model.layers.3.mlp.up_proj.weight": torch.zeros(80, 48)},
          "tensor model.layers.3.mlp.up_proj.weight would be layers.3.mlp.up.weight, which config.json's model does not have"),
         ("llama", {"norm.weight": torch.zeros(48)}, "tensors model.norm.weight and norm.weight are both norm.weight"),
-        ("llama", {O_PROJ: torch.zeros(48, 48, dtype=torch.int8)}, f"tensor {O_PROJ} holds torch.int8; quantized checkpoints"),
-        ("llama", {O_PROJ: torch.zeros(48, 48, dtype=torch.float8_e4m3fn)}, "holds torch.float8_e4m3fn; quantized"),
+        ("llama", {O_PROJ: torch.zeros(48, 48, dtype=torch.int8)}, f"tensor {O_PROJ} holds torch.int8, but config.json does not"),
+        ("llama", {O_PROJ: torch.zeros(48, 48, dtype=torch.float8_e4m3fn)}, "holds torch.float8_e4m3fn, but config.json"),
     ],
     ids=["wrong-shape", "wrong-rank", "wrong-fused-shape", "missing", "missing-head", "missing-bias", "missing-final-bias",
          "missing-positions", "missing-norm-of-a-head", "wrong-norms-of-heads", "missing-norm-behind-a-branch", "missing-head-bias",
@@ -108,9 +108,9 @@ def test_fused_weights_are_the_parts_one_after_the_other(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("key", ["quantization_config", "compression_config"])
-def test_a_quantized_checkpoint_is_refused(tmp_path: Path, key: str) -> None:
-    with pytest.raises(NotOffered, match="is quantized \\(gptq\\), which is not served yet"):
-        load(tmp_path, tensors_of("llama"), **{key: {"quant_method": "gptq"}})
+def test_a_quantization_that_is_not_served_is_refused(tmp_path: Path, key: str) -> None:
+    with pytest.raises(NotOffered, match="is quantized with bitsandbytes, which is not served"):
+        load(tmp_path, tensors_of("llama"), **{key: {"quant_method": "bitsandbytes"}})
 
 
 def test_an_unknown_architecture_is_refused_before_weights_are_looked_for(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
@@ -10,10 +12,12 @@ from gpu_executor.models.rope import cos_sin_table
 from gpu_executor.models.rules import (
     Match,
     Rule,
+    change,
     fold_unit_offset,
     match_names,
     permute_rope,
     rename,
+    rows_of_parts,
     skip,
     split_experts,
     split_gate_up,
@@ -198,3 +202,43 @@ def test_keys_and_values_of_each_kv_head_are_parted() -> None:
 def test_gate_and_up_may_lie_interleaved() -> None:
     gate, up = apply(split_gate_up("w", "{}", interleaved=True), torch.arange(6)[:, None] * torch.ones(6, D))
     assert gate[:, 0].tolist() == [0, 2, 4] and up[:, 0].tolist() == [1, 3, 5]
+
+
+def parts_of(rule: Rule, num_rows: int) -> dict[str, list[int]] | None:
+    (match,) = match_names(["w"], [rule])
+    rows = rows_of_parts(match, num_rows)
+    return rows and {target: part.tolist() for target, part in rows.items()}
+
+
+def test_rules_that_choose_rows_say_which() -> None:
+    attention = Attention(num_heads=2, num_kv_heads=1, head_dim=2, scale=1.0)
+    assert parts_of(rename("w", "a"), 3) == {"a": [0, 1, 2]}
+    for transposed in (False, True):
+        assert parts_of(split_gate_up("w", "{}", transposed=transposed), 4) == {"gate": [0, 1], "up": [2, 3]}
+    assert parts_of(split_gate_up("w", "{}", interleaved=True), 4) == {"gate": [0, 2], "up": [1, 3]}
+    assert parts_of(split_qkv("w", "{}", attention, neighbours=2), 8) == {"q": [0, 1, 2, 3], "k": [4, 5], "v": [6, 7]}
+    assert parts_of(permute_rope("w", "a", head_dim=4, rope_dim=4), 4) == {"a": [0, 2, 1, 3]}
+    assert parts_of(transpose("w", "a"), 3) == {"a": [0, 1, 2]}
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        lambda t: t + 1,
+        lambda t: t * 2,
+        lambda t: t.flip(1),
+        lambda t: t[:, :1],
+        lambda t: t.flatten(),
+        lambda t: torch.nn.functional.normalize(t),
+        lambda t: t[:, torch.tensor([5])],
+        lambda t: t.unflatten(1, (5, 5)),
+        lambda t: torch.cat((t, torch.zeros(1, 2))),
+    ],
+    ids=["shifted", "scaled", "columns-swapped", "columns-cut", "flat", "normal", "columns-chosen", "columns-split", "padded"],
+)  # fmt: skip
+def test_rules_that_do_more_than_choose_rows_say_so(changed: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    assert parts_of(change("w", "a", changed), 4) is None
+
+
+def test_a_matrix_of_the_wrong_size_has_no_parts() -> None:
+    assert parts_of(split_gate_up("w", "{}"), 3) is None
