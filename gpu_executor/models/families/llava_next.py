@@ -15,7 +15,12 @@ _POOL = rename(r"(?:model\.)?vision_resampler\.pool\.(weight|bias)", r"tower.poo
 _POOLINGS = ("average", "max", "conv")
 
 
-@architecture("LlavaNextForConditionalGeneration", inputs=("text", "image"), examples="LLaVA 1.6, LLaVA-NeXT, E5-V")
+@architecture(
+    "LlavaNextForConditionalGeneration",
+    tasks=("generate", "embed"),
+    inputs=("text", "image"),
+    examples="LLaVA 1.6, LLaVA-NeXT, E5-V",
+)
 def llava_next(config: ConfigReader, architecture: str) -> Resolved:
     return _with_tiles(config, architecture, read_vision(config), None)
 

@@ -22,7 +22,12 @@ _CLIP_LARGE = {
 }  # fmt: skip
 
 
-@architecture("Phi3VForCausalLM", inputs=("text", "image"), examples="Phi-3.5-vision, Phi-3-vision, VLM2Vec")
+@architecture(
+    "Phi3VForCausalLM",
+    tasks=("generate", "embed"),
+    inputs=("text", "image"),
+    examples="Phi-3.5-vision, Phi-3-vision, VLM2Vec",
+)
 def phi3v(config: ConfigReader, architecture: str) -> Resolved:
     text = phi3(config, architecture)
     images = config.section("img_processor")

@@ -59,7 +59,12 @@ def _read_vision(config: ConfigReader, out_size: int) -> Qwen2VLVision:
     )
 
 
-@architecture("Qwen2VLForConditionalGeneration", inputs=("text", "image", "video"), examples="Qwen2-VL, DSE-Qwen2")
+@architecture(
+    "Qwen2VLForConditionalGeneration",
+    tasks=("generate", "embed"),
+    inputs=("text", "image", "video"),
+    examples="Qwen2-VL, DSE-Qwen2",
+)
 def qwen2_vl(config: ConfigReader, architecture: str) -> Resolved:
     if not config.has("text_config"):  # hub files have the text's keys beside vision_config
         config = config.updated({"text_config": config.data})
