@@ -90,6 +90,7 @@ class LLM:
             trust_remote_code=trust_remote_code,
             media=_media_settings(limit_mm_per_prompt or {}, media_io_kwargs or {}, tuple(allowed_media_domains)),
             download_dir=download_dir,
+            hf_overrides=hf_overrides,
         )
         config = ExecutorConfig(
             model=str(folder), download_dir=download_dir, dtype=dtype, load_format=load_format, device=device,

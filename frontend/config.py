@@ -44,6 +44,9 @@ class FrontendConfig:
     download_dir: str | None = setting(
         None, help="where downloads are kept (default: the hub's own cache)", metavar="DIR"
     )
+    hf_overrides: dict[str, Any] | None = setting(
+        None, help="changes to config.json, as JSON; every tier of a model needs the same"
+    )
 
     max_concurrent_requests: int = setting(1024, help="requests that are with the executors at once; more of them wait")
     max_queue_size: int = setting(

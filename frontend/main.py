@@ -58,6 +58,7 @@ def load_model_folder(config: FrontendConfig) -> tuple[Path, ServedModel, wire.F
         tokenizer=config.tokenizer,
         trust_remote_code=config.trust_remote_code,
         media=media_settings(config),
+        hf_overrides=config.hf_overrides,
     )
     architectures = found.config.get("architectures") or [""]
     names = config.served_model_name or (found.folder.name if Path(config.model).is_dir() else config.model,)

@@ -9,7 +9,7 @@ from typing import Any
 
 from forebay.errors import CheckpointError
 from forebay.fingerprint import PROCESSOR_VERSION
-from forebay.model_config import model_config_path
+from forebay.model_config import apply_overrides, model_config_path
 
 _EOS_OF_PARAMS = (2,)  # in mistral's own format control tokens have the same ids in every model
 
@@ -39,8 +39,6 @@ class ModelInfo:
 
 def read_model_config(folder: Path, overrides: dict[str, Any] | None) -> dict[str, Any]:
     """config.json as data, or params.json, with `--hf-overrides` merged in."""
-    from gpu_executor.models.config_reader import apply_overrides
-
     config = _read_json(model_config_path(folder))
     if config is None:
         raise CheckpointError(f"{folder.name} has no config.json: is it a model folder?")

@@ -35,13 +35,22 @@ class TowerRunner:
         self._cache_bytes, self._num_cached_bytes = cache_bytes, 0
 
     @classmethod
-    def load(cls, folder: Path, *, dtype: str, device: str, num_threads: int | None) -> TowerRunner:
+    def load(
+        cls,
+        folder: Path,
+        *,
+        dtype: str,
+        device: str,
+        num_threads: int | None,
+        hf_overrides: dict[str, Any] | None = None,
+        download_dir: str | None = None,
+    ) -> TowerRunner:
         """The tower of a checkpoint folder; raises as load_model, and NotOffered for a model without one."""
         place = choose_device(device)
         if place.type == "cpu":
             torch.set_num_threads(num_threads or len(os.sched_getaffinity(0)))
-        config = read_model_config(folder, None)
-        parts = find_parts(config)
+        config = read_model_config(folder, hf_overrides)
+        parts = find_parts(config, download_dir=download_dir)
         config = with_parts(config, parts)
         tower, embed = load_tower(folder, config, dtype=resolve_dtype(dtype, config, place), device=place, parts=parts)
         return cls(tower, embed, place)

@@ -32,6 +32,9 @@ class PreprocessConfig:
     download_dir: str | None = setting(
         None, help="where downloads are kept (default: the hub's own cache)", metavar="DIR"
     )
+    hf_overrides: dict[str, Any] | None = setting(
+        None, help="changes to config.json, as JSON; every tier of a model needs the same"
+    )
     encode_media: bool = setting(
         False, help="run the model's tower here as well and send rows of embeddings: needs torch, and the weights"
     )

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from forebay.errors import CheckpointError
+from forebay.model_config import apply_overrides, model_config_path
+
+
+def read_model_config(folder: Path, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """config.json of a checkpoint, or params.json, with `--hf-overrides` merged in; empty if there is none."""
+    return apply_overrides(read_json(model_config_path(folder)), overrides or {})
 
 
 def read_json(path: Path) -> dict[str, Any]:

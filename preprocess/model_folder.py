@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from forebay.executor.v1 import executor_pb2 as wire
 from forebay.fingerprint import PROCESSOR_VERSION, model_digest, tokenizer_digest
 from forebay.hub import resolve_model
-from forebay.model_config import model_config_path
+from forebay.model_config import apply_overrides
+from preprocess.json_files import read_model_config
 from preprocess.media.settings import MediaSettings
 from preprocess.preprocessor import Preprocessor
 
@@ -20,7 +21,7 @@ class ModelFolder:
     """A model, without its weights."""
 
     folder: Path
-    config: dict[str, Any]  # of its config.json
+    config: dict[str, Any]  # its config.json, with what the operator changes
     preprocessor: Preprocessor
     fingerprint: wire.Fingerprint
 
@@ -34,6 +35,7 @@ class ModelFolder:
         tokenizer: str | None,
         trust_remote_code: bool,
         media: MediaSettings,
+        hf_overrides: Mapping[str, Any] | None = None,
     ) -> ModelFolder:
         """A folder, or what a hub has under a name; raises ForebayError."""
         folder = resolve_model(model, revision=revision, download_dir=download_dir, weights=False)
@@ -46,12 +48,13 @@ class ModelFolder:
             trust_remote_code=trust_remote_code,
             media=media,
             download_dir=download_dir,
+            hf_overrides=hf_overrides,
         )
-        config = json.loads(model_config_path(folder).read_text(encoding="utf-8"))
+        config = read_model_config(folder)
         fingerprint = wire.Fingerprint(
-            model_digest=model_digest(config),
+            model_digest=model_digest(config),  # of the files alone, as executors give it
             # A tokenizer from elsewhere is a choice of the operator: executors, which never see it, hold the model's own.
             tokenizer_digest="" if tokenizer_folder else tokenizer_digest(folder),
             processor_version=PROCESSOR_VERSION,
         )
-        return cls(folder, config, preprocessor, fingerprint)
+        return cls(folder, apply_overrides(config, hf_overrides or {}), preprocessor, fingerprint)

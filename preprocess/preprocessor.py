@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 
 from forebay.errors import FailedPrecondition, InvalidRequest
-from forebay.model_config import model_config_path
 from forebay.v1 import prompt_pb2, sampling_pb2
 from forebay.v1.errors_pb2 import ErrorReason
 from preprocess.chat import ChatTemplate
 from preprocess.chat_messages import ChatMedia, check, media_parts
 from preprocess.generation_config import decoder_start_token_id, default_sampling, eos_token_ids
-from preprocess.json_files import read_json
+from preprocess.json_files import read_json, read_model_config
 from preprocess.media.preparer import MediaPreparer, PlacedMedia
 from preprocess.media.settings import MediaSettings
 from preprocess.media_item import EncodedPrompt
@@ -67,8 +66,9 @@ class Preprocessor:
         trust_remote_code: bool = False,
         media: MediaSettings | None = None,
         download_dir: str | None = None,
+        hf_overrides: Mapping[str, Any] | None = None,
     ) -> Preprocessor:
-        """Reads a checkpoint folder; one without tokenizer files serves token ids only.
+        """Reads a checkpoint folder, its config.json with `hf_overrides`; one without tokenizer files serves token ids only.
 
         Raises CheckpointError for files that cannot be read or lack what must be there, and FailedPrecondition for a
         tokenizer that cannot be converted and for a chat template that costs too much. With `trust_remote_code`, a
@@ -76,7 +76,7 @@ class Preprocessor:
         """
         text_folder = Path(tokenizer_folder or folder)
         tokenizer = load_tokenizer(text_folder, trust_remote_code=trust_remote_code)
-        config = read_json(model_config_path(Path(folder)))
+        config = read_model_config(Path(folder), hf_overrides)
         generation = read_json(Path(folder) / "generation_config.json")
         chat, problem = None, {}
         if tokenizer is not None and tokenizer.chat_template:
@@ -85,7 +85,7 @@ class Preprocessor:
             except TemplateSyntaxError as error:
                 logger.warning("no chat is served: %s", error.message)
                 problem = {"template_problem": error.message}
-        processor = load_processor(Path(folder), tokenizer, download_dir=download_dir)
+        processor = load_processor(Path(folder), tokenizer, download_dir=download_dir, hf_overrides=hf_overrides)
         return cls(
             tokenizer,
             chat,

@@ -43,6 +43,7 @@ async def run(config: PreprocessConfig) -> None:
         tokenizer=config.tokenizer,
         trust_remote_code=config.trust_remote_code,
         media=media_settings(config),
+        hf_overrides=config.hf_overrides,
     )
     threads = PreprocessThreads(
         model.preprocessor, 1, config.max_queue_size, num_media_threads=config.preprocess_threads
@@ -67,7 +68,10 @@ def _tower(config: PreprocessConfig) -> EncodeMedia | None:
     from gpu_executor.tower_runner import TowerRunner
 
     folder = resolve_model(config.model, revision=config.revision, download_dir=config.download_dir, weights=True)
-    tower = TowerRunner.load(Path(folder), dtype=config.dtype, device=config.device, num_threads=config.num_threads)
+    tower = TowerRunner.load(
+        Path(folder), dtype=config.dtype, device=config.device, num_threads=config.num_threads, hf_overrides=config.hf_overrides,
+        download_dir=config.download_dir,
+    )  # fmt: skip
     return tower.encode_prompt
 
 

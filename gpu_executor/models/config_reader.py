@@ -127,12 +127,3 @@ class ConfigReader:
         """The error for a value that cannot be."""
         name = next((name for name in names if name in self.data), names[0])
         return CheckpointError(f"{name} of {self.where} is {repr(value)[:100]}; it must be {expected}")
-
-
-def apply_overrides(config: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
-    """`--hf-overrides`: a config with some keys changed; an object is merged key by key."""
-    merged = dict(config)
-    for key, value in overrides.items():
-        old = merged.get(key)
-        merged[key] = apply_overrides(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
-    return merged

@@ -5,12 +5,12 @@ from __future__ import annotations
 import functools
 import importlib
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
-from forebay.model_config import model_config_path
 from forebay.parts import find_parts, with_parts
-from preprocess.json_files import read_json
+from preprocess.json_files import read_json, read_model_config
 from preprocess.processors.processor import Processor, ProcessorFiles
 from preprocess.tokenizer import TextTokenizer
 
@@ -38,13 +38,17 @@ def processor(*architectures: str, keys: tuple[str, ...] = ()) -> Callable[[Fact
 
 
 def load_processor(
-    folder: Path, tokenizer: TextTokenizer | None, *, download_dir: str | None = None
+    folder: Path,
+    tokenizer: TextTokenizer | None,
+    *,
+    download_dir: str | None = None,
+    hf_overrides: Mapping[str, Any] | None = None,
 ) -> Processor | None:
     """The processor of a folder; None where the model takes text alone, or has no tokenizer to write prompts with.
 
-    `download_dir` is where configs go of parts that lie in other repositories.
+    `download_dir` is where configs go of parts that lie in other repositories, `hf_overrides` what is changed in config.json.
     """
-    config = read_json(model_config_path(folder))
+    config = read_model_config(folder, hf_overrides)
     _load_processors()
     names = config.get("architectures") or (["mistral-format"] if "vision_encoder" in config else [])
     names = names or [name for keys, name in _BY_KEYS.items() if keys <= config.keys()]

@@ -167,6 +167,20 @@ def test_placeholders_and_pictures_of_different_number_are_refused(llm: LLM) -> 
         assert raised.value.reason == ErrorReason.ERROR_REASON_MEDIA_COUNT
 
 
+def test_what_is_changed_in_the_config_changes_what_media_becomes(tmp_path: Path) -> None:
+    golden = read_golden("media/InternVLChatModel")
+    materialize(golden, tmp_path)
+    case = next(case for case in golden["cases"] if len(case.get("images") or []) == 1)
+    prompt = {"prompt": "<image>", "multi_modal_data": media_of(case)}
+    options = {"dtype": "float32", "kv_cache_memory_bytes": 32 << 20, "num_threads": 1, "disable_tqdm": True}
+    lengths = []
+    for overrides in (None, {"max_dynamic_patch": 1}):
+        with LLM(str(tmp_path), hf_overrides=overrides, **options) as llm:
+            (output,) = llm.generate(prompt, SamplingParams(temperature=0, max_tokens=1))
+        lengths.append(len(output.prompt_token_ids))
+    assert lengths[0] > lengths[1]
+
+
 def test_a_prompt_has_no_more_items_than_are_allowed(tmp_path: Path) -> None:
     materialize(read_golden("media/InternVLChatModel"), tmp_path)
     image = PilImages.new("RGB", (20, 20))

@@ -1,4 +1,4 @@
-"""A model folder has a config.json, or mistral's params.json; what ends a sequence is known of both."""
+"""A model folder has a config.json, or mistral's params.json; what ends a sequence is known of both; keys can be changed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from forebay.hub import resolve_model
-from forebay.model_config import model_config_path
+from forebay.model_config import apply_overrides, model_config_path
 
 
 def write(folder: Path, files: dict[str, Any]) -> Path:
@@ -52,3 +52,10 @@ def test_ids_that_end_a_sequence(files: dict[str, Any], eos: tuple[int, ...], tm
 
     folder = write(tmp_path, files)
     assert eos_token_ids(folder, read_model_config(folder, None)) == eos
+
+
+def test_overrides_are_merged_key_by_key_and_leave_the_original() -> None:
+    config = {"a": 1, "nested": {"b": 1, "c": {"d": 1}}, "list": [1]}
+    merged = apply_overrides(config, {"nested": {"c": {"e": 2}}, "list": [2], "new": {"x": 1}, "a": None})
+    assert merged == {"a": None, "nested": {"b": 1, "c": {"d": 1, "e": 2}}, "list": [2], "new": {"x": 1}}
+    assert config == {"a": 1, "nested": {"b": 1, "c": {"d": 1}}, "list": [1]}

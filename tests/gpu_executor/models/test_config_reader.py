@@ -8,7 +8,7 @@ import pytest
 
 from forebay.errors import CheckpointError
 from gpu_executor.models import registry
-from gpu_executor.models.config_reader import ConfigReader, apply_overrides
+from gpu_executor.models.config_reader import ConfigReader
 from gpu_executor.models.spec import Attention
 from tests.gpu_executor.models.cases.gpt2 import GPT2
 from tests.gpu_executor.models.checkpoints import BASE
@@ -53,13 +53,6 @@ def test_sections_say_where_they_are() -> None:
 )
 def test_activations_have_one_name(name: str, ours: str) -> None:
     assert ConfigReader({"hidden_act": name}).activation("hidden_act", default="silu") == ours
-
-
-def test_overrides_are_merged_key_by_key_and_leave_the_original() -> None:
-    config = {"a": 1, "nested": {"b": 1, "c": {"d": 1}}, "list": [1]}
-    merged = apply_overrides(config, {"nested": {"c": {"e": 2}}, "list": [2], "new": {"x": 1}, "a": None})
-    assert merged == {"a": None, "nested": {"b": 1, "c": {"d": 1, "e": 2}}, "list": [2], "new": {"x": 1}}
-    assert config == {"a": 1, "nested": {"b": 1, "c": {"d": 1}}, "list": [1]}
 
 
 def mixers(architecture: str, **config: Any) -> list[Attention]:
