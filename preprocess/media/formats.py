@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import re
 
+from PIL import features
+
 from preprocess.media.limits import undecodable
 
 
@@ -19,6 +21,7 @@ class FileFormat:
     ffmpeg: str = ""  # the demuxer of FFmpeg
 
 
+# Pillow's own wheels read AVIF; builds of it without libavif do not.
 _FORMATS = (
     (re.compile(rb"\x89PNG\r\n\x1a\n"), FileFormat("PNG", ("image",), pillow="PNG")),
     (re.compile(rb"\xff\xd8\xff"), FileFormat("JPEG", ("image",), pillow="JPEG")),
@@ -33,7 +36,7 @@ _FORMATS = (
     (re.compile(rb"OggS"), FileFormat("Ogg", ("audio",), libsndfile=True)),
     (re.compile(rb"ID3|\xff[\xe2\xe3\xf2\xf3\xfa\xfb]"), FileFormat("MP3", ("audio",), libsndfile=True)),
     (re.compile(rb"\xff[\xf0\xf1\xf8\xf9]"), FileFormat("AAC", ("audio",), ffmpeg="aac")),
-    (re.compile(rb".{4}ftypavi[fs]", re.S), FileFormat("AVIF", ())),
+    (re.compile(rb".{4}ftypavi[fs]", re.S), FileFormat("AVIF", ("image",) if features.check("avif") else (), pillow="AVIF")),
     (re.compile(rb".{4}ftyp(?:hei|hev|mif|msf)", re.S), FileFormat("HEIF", ())),
     (re.compile(rb".{4}(?:ftyp|moov|mdat|wide|free)", re.S), FileFormat("MP4", ("video", "audio"), ffmpeg="mov")),
     (re.compile(rb"\x1a\x45\xdf\xa3"), FileFormat("Matroska", ("video", "audio"), ffmpeg="matroska")),

@@ -65,10 +65,11 @@ def _load_decoders() -> None:
     import av
     import soundfile  # noqa: F401
     import soxr  # noqa: F401
-    from PIL import Image
+    from PIL import AvifImagePlugin, Image
 
     Image.init()
     Image.MAX_IMAGE_PIXELS = None  # whose check our own limits replace
+    AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # see containers.stream_of
     av.logging.set_level(None)
 
 

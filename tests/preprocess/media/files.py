@@ -11,12 +11,12 @@ from typing import Any
 import av
 import numpy as np
 import soundfile
-from PIL import Image
+from PIL import Image, features
 
 from forebay.errors import InvalidRequest
 from forebay.v1.errors_pb2 import ErrorReason
 
-PICTURES = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+PICTURES = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", *(["AVIF"] if features.check("avif") else []))
 # (container, codec): what a video is encoded in.
 VIDEOS = (("mp4", "mpeg4"), ("mp4", "libx264"), ("mov", "libx264"), ("webm", "libvpx-vp9"), ("avi", "mpeg4"))
 # (kind, subtype) of libsndfile.
@@ -48,7 +48,7 @@ def saved(picture: Image.Image, kind: str, **options: Any) -> bytes:
 @functools.cache
 def picture_file(kind: str) -> bytes:
     """The pixels above as a file."""
-    options = {"WEBP": {"lossless": True}, "JPEG": {"quality": 95}}.get(kind, {})
+    options = {"WEBP": {"lossless": True}, "JPEG": {"quality": 95}, "AVIF": {"quality": 95}}.get(kind, {})
     return saved(Image.fromarray(pixels()), kind, **options)
 
 

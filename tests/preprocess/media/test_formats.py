@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import features
 
 from forebay.errors import InvalidRequest
 from preprocess.media.formats import sniff
@@ -45,7 +46,6 @@ def test_a_file_is_known_by_its_first_bytes(kind: str, modality: str, file: byte
         (b"\n<?xml version='1.0'?>", "text"),
         (b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG 2000"),
         (b"\xff\x4f\xff\x51", "JPEG 2000"),
-        (b"\0\0\0\x20ftypavif", "AVIF"),
         (b"\0\0\0\x20ftypheic", "HEIF"),
     ],
 )
@@ -62,6 +62,16 @@ def test_files_that_are_never_read_are_named(head: bytes, name: str) -> None:
 def test_a_file_that_is_not_known_is_refused(head: bytes) -> None:
     with pytest.raises(InvalidRequest, match="begins as no known kind of file does; image files can be PNG, JPEG"):
         sniff(head + b"\1" * 100, "image")
+
+
+def test_avif_is_read_where_pillow_does_and_heic_never() -> None:
+    head = b"\0\0\0\x20ftyp%s" + b"\0" * 100
+    if features.check("avif"):
+        assert sniff(head % b"avif", "image").name == "AVIF"
+    with pytest.raises(InvalidRequest, match="the file is HEIF; image files can be PNG, JPEG"):
+        sniff(head % b"heic", "image")
+    with pytest.raises(InvalidRequest, match="the file is AVIF; video files can be"):
+        sniff(head % b"avis", "video")
 
 
 def test_an_empty_file_is_refused() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 
 import numpy as np
 import pytest
@@ -40,6 +41,9 @@ UPRIGHT = {
 }
 
 
+AVIF = pytest.param("AVIF", marks=pytest.mark.skipif("AVIF" not in PICTURES, reason="this Pillow reads no AVIF"))
+
+
 def picture_of(data: bytes, **limits: int) -> PilImages.Image:
     decoded = decode(data, "image", MediaLimits(**limits), None)
     assert isinstance(decoded, Image)
@@ -57,7 +61,7 @@ def test_a_file_has_the_pixels_that_pillow_reads(kind: str) -> None:
     found, wanted = picture_of(picture_file(kind)), PilImages.open(io.BytesIO(picture_file(kind)))
     assert (found.mode, found.size) == (wanted.mode, wanted.size)
     assert np.array_equal(np.asarray(found.convert("RGB")), np.asarray(wanted.convert("RGB")))
-    if kind != "JPEG" and kind != "GIF":
+    if kind not in ("JPEG", "GIF", "AVIF"):  # which keep less of a picture
         assert np.array_equal(np.asarray(found), pixels())
 
 
@@ -76,7 +80,7 @@ def test_a_jpeg_without_its_end_is_refused(progressive: bool) -> None:
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", AVIF])
 def test_a_picture_stands_upright_whatever_way_it_is_stored(kind: str, orientation: int) -> None:
     exif = PilImages.Exif()
     exif[0x0112] = orientation
@@ -84,7 +88,9 @@ def test_a_picture_stands_upright_whatever_way_it_is_stored(kind: str, orientati
     found = picture_of(saved(stored, kind, exif=exif, **({"lossless": True} if kind == "WEBP" else {})))
     wanted = UPRIGHT[orientation](np.asarray(stored))
     assert found.size == wanted.shape[1::-1]
-    if kind != "JPEG":
+    if kind in ("JPEG", "AVIF"):
+        assert np.asarray(found)[wanted[..., 0] == 250].mean(axis=0) == pytest.approx((250, 10, 10), abs=12)
+    else:
         assert np.array_equal(np.asarray(found), wanted)
 
 
@@ -93,10 +99,10 @@ def test_a_picture_with_broken_notes_is_read_as_it_is_stored() -> None:
     assert picture_of(file).size == (32, 24)
 
 
-@pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP"])
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", AVIF])
 def test_of_a_picture_that_moves_the_first_frame_counts(kind: str) -> None:
     found = picture_of(animation(kind, [(255, 0, 0), (0, 255, 0), (0, 0, 255)]))
-    assert found.convert("RGB").getpixel((5, 5)) == (255, 0, 0)
+    assert found.convert("RGB").getpixel((5, 5)) == pytest.approx((255, 0, 0), abs=3)
 
 
 @pytest.mark.parametrize(
@@ -153,6 +159,17 @@ def test_a_webp_too_large_is_refused_before_there_is_room_for_it() -> None:
     assert file[12:16] == b"VP8X"
     file[24:30] = b"\xff\xff\xff\xff\xff\xff"
     assert reason_of(refused(bytes(file))) == "MEDIA_TOO_LARGE"
+
+
+@pytest.mark.parametrize("kind", [AVIF])
+def test_an_avif_is_judged_by_its_header_and_gives_no_more_than_that_says(kind: str) -> None:
+    file = picture_file(kind)
+    size = file.index(b"ispe") + 8  # of the image, after the box's version and flags (ISO/IEC 23008-12, 6.5.3)
+    assert struct.unpack(">II", file[size : size + 8]) == (32, 24)
+    wide = file[:size] + struct.pack(">II", 10_000, 9_000) + file[size + 8 :]
+    assert reason_of(refused(wide)) == "MEDIA_TOO_LARGE"
+    small = file[:size] + struct.pack(">II", 1, 1) + file[size + 8 :]
+    assert picture_of(small).size == (1, 1)  # the decoder fits its frame, of 32 x 24, to the header
 
 
 @pytest.mark.parametrize("kind", ["lossy", "lossless"])
