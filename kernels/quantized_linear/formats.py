@@ -81,7 +81,10 @@ def pack_gptq(
             f"a GPTQ weight is (Din / {to_a_word}, Dout), (G, Dout / {to_a_word}) and (G, Dout), got "
             f"{[tuple(t.shape) for t in (qweight, qzeros, scales)]}"
         )
-    values, zeros = unpack(qweight, 0, num_bits), unpack(qzeros, 1, num_bits) + zero_offset
+    zeros = unpack(qzeros, 1, num_bits) + zero_offset
+    if num_bits == 4 and _order(g_idx, din, group_size) is None:  # as it is held here
+        return PackedWeight("int4", qweight.contiguous(), scales.contiguous(), zeros.to(torch.uint8), group_size)
+    values = unpack(qweight, 0, num_bits)
     return pack_integers(values, zeros, scales, g_idx, num_bits=num_bits, group_size=group_size)
 
 
@@ -113,13 +116,9 @@ def pack_integers(
     din, dout = values.shape
     if scales.shape != (-(-din // group_size), dout) or (zeros is not None and zeros.shape != scales.shape):
         raise ValueError(f"a weight ({dout}, {din}) in groups of {group_size} takes no {tuple(scales.shape)} scales")
-    order = None
-    in_order = torch.arange(din, device=values.device) // group_size
-    if g_idx is not None and not torch.equal(g_idx.long(), in_order):
-        order = g_idx.argsort(stable=True)
-        if g_idx.shape != (din,) or not torch.equal(g_idx.long()[order], in_order):
-            raise ValueError(f"{len(scales)} groups of {din} inputs are not equally large")
-        values, order = values[order], order.int()
+    order = _order(g_idx, din, group_size)
+    if order is not None:
+        values = values[order.long()]
     scales = scales.contiguous()
     if num_bits == 8:
         zeros = None if zeros is None or (zeros == _MIDDLE).all() else (zeros - _MIDDLE).short()
@@ -129,3 +128,16 @@ def pack_integers(
         raise ValueError(f"weights of four bits take a multiple of 8 inputs, not {din}")
     zeros = torch.full_like(scales, 8, dtype=torch.uint8) if zeros is None else zeros.to(torch.uint8)
     return PackedWeight("int4", pack_nibbles(values), scales, zeros, group_size, order)
+
+
+def _order(g_idx: torch.Tensor | None, din: int, group_size: int) -> torch.Tensor | None:
+    """The inputs in the order of their groups (Din) int32; None where they are in it."""
+    if g_idx is None:
+        return None
+    in_order = torch.arange(din, device=g_idx.device) // group_size
+    if torch.equal(g_idx.long(), in_order):
+        return None
+    order = g_idx.argsort(stable=True)
+    if g_idx.shape != (din,) or not torch.equal(g_idx.long()[order], in_order):
+        raise ValueError(f"{-(-din // group_size)} groups of {din} inputs are not equally large")
+    return order.int()

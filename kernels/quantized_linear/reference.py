@@ -62,17 +62,15 @@ def dequantize_awq(qweight: torch.Tensor, qzeros: torch.Tensor, scales: torch.Te
 
 def dequantize(weight: PackedWeight) -> torch.Tensor:
     """The same of what packed.py made of one of these."""
-
-    def of_inputs(groups: torch.Tensor) -> torch.Tensor:
-        return groups.float().repeat_interleave(weight.group_size, 0)[: weight.din].t()  # (Dout, Din)
-
-    values = unpack(weight.values, 0).t().float() if weight.kind == "int4" else weight.values.float()
-    if weight.zeros is not None:
-        values = values - of_inputs(weight.zeros)
-    values = values * of_inputs(weight.scales)
+    # A group at a time, as checkpoints are made plain by this while they load: what is written last is still in the cache.
+    values = unpack(weight.values, 0).float() if weight.kind == "int4" else weight.values.float().t()  # (Din, Dout)
+    for group, inputs in enumerate(values.split(weight.group_size)):
+        if weight.zeros is not None:
+            inputs -= weight.zeros[group]
+        inputs *= weight.scales[group]
     if weight.input_order is None:
-        return values
-    return torch.empty_like(values).index_copy_(1, weight.input_order.long(), values)
+        return values.t()
+    return torch.empty_like(values).index_copy_(0, weight.input_order.long(), values).t()
 
 
 def quantized_linear(x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None) -> torch.Tensor:
