@@ -49,7 +49,7 @@ def build_engine(config: ExecutorConfig, *, progress: bool = True) -> tuple[Engi
     model_config = read_model_config(folder, config.hf_overrides)
     parts = find_parts(model_config, download_dir=config.download_dir, weights=not dummy, progress=progress)
     model_config = with_parts(model_config, parts)
-    dtype = resolve_dtype(config.dtype, model_config, device)
+    dtype = resolve_dtype(config.dtype, model_config, device, folder=None if dummy else folder)
     reader = ConfigReader(model_config)
     override = PoolerOverride.read(config.override_pooler_config or {})
     files = read_sentence_files(folder) if config.task in ("auto", "embed") else None

@@ -52,7 +52,8 @@ class TowerRunner:
         config = read_model_config(folder, hf_overrides)
         parts = find_parts(config, download_dir=download_dir)
         config = with_parts(config, parts)
-        tower, embed = load_tower(folder, config, dtype=resolve_dtype(dtype, config, place), device=place, parts=parts)
+        dtype_of_tower = resolve_dtype(dtype, config, place, folder=folder)
+        tower, embed = load_tower(folder, config, dtype=dtype_of_tower, device=place, parts=parts)
         return cls(tower, embed, place)
 
     def encode_prompt(self, encoded: Any) -> Any:

@@ -56,8 +56,9 @@ def resolve_dtype(
 def _most_common_dtype(folder: Path) -> torch.dtype:
     sizes: collections.Counter[str] = collections.Counter()
     for tensor in Checkpoint(folder).tensors.values():
-        sizes[tensor.dtype] += math.prod(tensor.shape)
-    dtype = FLOAT_DTYPES.get(sizes.most_common(1)[0][0]) if sizes else None
+        if tensor.dtype in FLOAT_DTYPES:  # of a quantized checkpoint, what is not
+            sizes[tensor.dtype] += math.prod(tensor.shape)
+    dtype = FLOAT_DTYPES[sizes.most_common(1)[0][0]] if sizes else None
     return dtype if dtype in _DTYPES.values() else torch.float32
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -12,6 +13,8 @@ import pytest
 pytest.importorskip("torch", reason="torch is not installed: these verbs need forebay[executor]")
 pytest.importorskip("transformers", reason="transformers is not installed")
 
+import torch
+
 from forebay.cli import main
 from forebay.cli.describe import describe
 from forebay.cli.models import family_rows
@@ -19,7 +22,9 @@ from forebay.errors import EXIT_BAD_CONFIG
 from gpu_executor.config import ExecutorConfig
 from gpu_executor.models.registry import Architecture, architectures
 from gpu_executor.startup import build_engine
-from tests.gpu_executor.models.checkpoints import Case, all_cases, tiny_checkpoint
+from tests.gpu_executor.models.checkpoints import Case, all_cases, case_of, tiny_checkpoint
+from tests.gpu_executor.quant.quantizers import Scheme, gptq, scheme_of
+from tests.gpu_executor.quant.test_loading import write_both
 
 MODEL = str(Path(__file__).parents[2] / "demo" / "model")
 
@@ -171,3 +176,36 @@ def test_describe_tells_which_tensor_is_missing_or_surplus(run: Any, tmp_path: P
     save_file(tensors | {"model.layers.9.input_layernorm.weight": norm}, tmp_path / "model.safetensors")
     status, _, err = run("describe", str(tmp_path))
     assert status == EXIT_BAD_CONFIG and "model.layers.9.input_layernorm.weight would be" in one_line(err)
+
+
+def test_describe_shows_how_matrices_are_quantized(run: Any, tmp_path: Path) -> None:
+    written = write_both(tmp_path, case_of("llama"), scheme_of("gptq"))
+    status, out, _ = run("describe", str(written.folder))
+    assert status == 0
+    assert re.search(r"^layers\.0-2\.mlp\.down\.weight +48×80 .* model\.layers\.0-2\.mlp\.down_proj\.weight int4 \(gptq\)$",
+                     out, re.MULTILINE)  # fmt: skip
+    assert "qweight" not in out and "scales" not in out
+
+
+def test_describe_refuses_a_quantization_that_is_not_served(
+    run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scheme = Scheme("exl2", {"quant_method": "exl2"}, gptq())
+    folder = write_both(tmp_path, case_of("llama"), scheme).folder
+    capsys.readouterr()  # how transformers fared
+    status, _, err = run("describe", str(folder))
+    assert status == EXIT_BAD_CONFIG and "is quantized with exl2, which is not served" in one_line(err)
+
+
+def test_the_engine_takes_the_dtype_that_describe_shows_where_the_config_has_none(tmp_path: Path) -> None:
+    tiny_checkpoint(case_of("llama"), tmp_path, dtype=torch.bfloat16)
+    keys = json.loads((tmp_path / "config.json").read_text())
+    del keys["torch_dtype"]
+    (tmp_path / "config.json").write_text(json.dumps(keys))
+    config = ExecutorConfig(model=str(tmp_path), kv_cache_memory_bytes=1 << 23)
+    engine, info = build_engine(config, progress=False)
+    assert (info.dtype, engine.runner.model.dtype, describe(config).dtype) == (
+        "bfloat16",
+        torch.bfloat16,
+        torch.bfloat16,
+    )

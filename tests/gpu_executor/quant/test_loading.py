@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from forebay.errors import CheckpointError
 from gpu_executor.layers.mlp import GatedMlp
 from gpu_executor.models.decoder import Decoder
-from gpu_executor.models.loader import load_model, weight_table
+from gpu_executor.models.loader import load_model, resolve_dtype, weight_table
 from kernels.quantized_linear import PackedWeight
 from tests.gpu_executor.models.checkpoints import Case, case_of, hub_tensors, tiny_model, write
 from tests.gpu_executor.models.paged import run_in_chunks
@@ -160,6 +160,13 @@ def test_the_models_number_format_is_that_of_what_is_made_plain(tmp_path: Path) 
     half, whole = load(written.folder, dtype=torch.bfloat16), load(written.plain)
     for name, slot in half.weights.slots.items():
         assert torch.equal(slot, whole.weights.slots[name].bfloat16())
+
+
+def test_quantized_numbers_do_not_tell_the_models_number_format(tmp_path: Path) -> None:
+    case = case_of("llama")
+    stored, _, _ = quantize_checkpoint(hub_tensors(tiny_model(case), case), scheme_of("fp8-blocks"))
+    write(tmp_path, case, stored, dtype=torch.bfloat16)
+    assert resolve_dtype("auto", {}, torch.device("cpu"), folder=tmp_path) == torch.bfloat16
 
 
 def test_scales_of_activations_and_of_the_cache_change_nothing(tmp_path: Path) -> None:
