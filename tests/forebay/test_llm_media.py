@@ -167,6 +167,15 @@ def test_placeholders_and_pictures_of_different_number_are_refused(llm: LLM) -> 
         assert raised.value.reason == ErrorReason.ERROR_REASON_MEDIA_COUNT
 
 
+def test_cve_2026_22773_a_one_by_one_pixel_picture_ends_no_engine(llm: LLM) -> None:
+    prompts = [
+        {"prompt": "<image>", "multi_modal_data": {"image": PilImages.new("RGB", size)}}
+        for size in ((1, 1), (1, 3), (20, 20))
+    ]
+    params = SamplingParams(temperature=0, max_tokens=2, ignore_eos=True)
+    assert [len(output.outputs[0].token_ids) for output in llm.generate(prompts, params)] == [2, 2, 2]
+
+
 def test_what_is_changed_in_the_config_changes_what_media_becomes(tmp_path: Path) -> None:
     golden = read_golden("media/InternVLChatModel")
     materialize(golden, tmp_path)

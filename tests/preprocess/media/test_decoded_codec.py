@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from forebay.errors import InvalidRequest
@@ -21,6 +21,7 @@ HEADERS = st.dictionaries(
 
 
 @given(HEADERS, st.binary(max_size=40), st.sampled_from(MODALITIES))
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_any_header_and_bytes_are_media_or_an_error(header: dict, data: bytes, modality: str) -> None:
     try:
         assert unpack(header, data, modality, LIMITS).modality == modality
