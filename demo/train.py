@@ -7,7 +7,6 @@ bounds the time: the learning rate then falls with the clock instead of with the
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 import platform
@@ -18,10 +17,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from checkpoint_files import export_weights, replace, train_bpe, write_json
 from corpus import Document, conversations, read_documents
 from model_card import write_model_card
-from safetensors.torch import save_file
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch.nn import functional as F
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
@@ -70,11 +68,6 @@ CHAT_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-# How Qwen2 cuts text into words before it merges bytes.
-WORDS = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 
 
 @dataclass(slots=True)
@@ -105,7 +98,7 @@ def main() -> None:
 
     def save(progress: Progress) -> None:
         progress.validation_loss = validation_loss(model, held_out)
-        export(model, arguments.out)
+        export_weights(model, arguments.out)
         facts = {
             **asdict(progress),
             "seed": arguments.seed,
@@ -135,26 +128,10 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def train_tokenizer(documents: list[Document]) -> PreTrainedTokenizerFast:
-    """A byte-level BPE built as Qwen2's, which readers may build again from its parts: any NFC text round-trips."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.normalizer = normalizers.NFC()
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(WORDS), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCAB_SIZE,
-        special_tokens=SPECIAL_TOKENS,
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
     chats = conversations(documents, random.Random(0))
     questions = [message["content"] for chat in chats for message in chat]
-    tokenizer.train_from_iterator([document.text for document in documents] + questions, trainer)
+    texts = [document.text for document in documents] + questions
+    tokenizer = train_bpe(texts, VOCAB_SIZE, SPECIAL_TOKENS)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **tokenizer_options())
 
 
@@ -283,16 +260,6 @@ def validation_loss(model: Qwen2ForCausalLM, held_out: torch.Tensor) -> float:
     return total / (len(held_out) - math.ceil(len(held_out) / CONTEXT))
 
 
-def export(model: Qwen2ForCausalLM, folder: Path) -> None:
-    """model.safetensors in bfloat16; the head is the embedding, and is not stored twice."""
-    tensors = {
-        name: tensor.to(torch.bfloat16).contiguous()
-        for name, tensor in model.state_dict().items()
-        if name != "lm_head.weight"
-    }
-    replace(folder / "model.safetensors", lambda path: save_file(tensors, path, metadata={"format": "pt"}))
-
-
 def save_checkpoint(path: Path, progress: Progress, model: Qwen2ForCausalLM, optimizer: torch.optim.Optimizer) -> None:
     state = {
         "progress": asdict(progress),
@@ -310,18 +277,6 @@ def load_checkpoint(path: Path, model: Qwen2ForCausalLM, optimizer: torch.optim.
     optimizer.load_state_dict(state["optimizer"])
     torch.set_rng_state(state["rng"])
     return Progress(**state["progress"])
-
-
-def write_json(path: Path, content: dict[str, object]) -> None:
-    replace(path, lambda temporary: temporary.write_text(json.dumps(content, indent=2) + "\n"))
-
-
-def replace(path: Path, write: Callable[[Path], object]) -> None:
-    """Writes beside the file, then renames: a reader sees the old file or the new one, never half of it."""
-    temporary = path.with_name(f".{path.name}.new")
-    write(temporary)
-    temporary.chmod(0o644)
-    temporary.replace(path)
 
 
 def say(text: str) -> None:

@@ -13,6 +13,9 @@ pytest.importorskip("torch", reason="torch is not installed: the demo's executor
 
 from tests.processes import ROOT, free_port
 
+# The demos' servers are not started beside each other.
+pytestmark = pytest.mark.xdist_group("demo")
+
 COMMAND = [sys.executable, str(ROOT / "demo" / "run.py")]
 
 
@@ -45,13 +48,12 @@ def test_the_demo_takes_a_prompt_of_ones_own(tmp_path: Path) -> None:
 
 def test_a_demo_that_fails_says_why_and_shows_the_logs(tmp_path: Path) -> None:
     code = (
-        "import runpy, sys, socket; sys.argv[:] = sys.argv[1:]; "
+        f"import socket, sys; sys.path.insert(0, {str(ROOT / 'demo')!r}); import run, servers; "
         f"held = socket.create_server(('127.0.0.1', {(port := free_port())})); "
-        "demo = runpy.run_path(sys.argv[0]); "
-        f"demo['main'].__globals__['free_ports'] = lambda count: [{port}] * count; sys.exit(demo['main']())"
+        f"servers.free_ports = lambda count: [{port}] * count; sys.exit(run.main())"
     )
     result = subprocess.run(
-        [sys.executable, "-c", code, *COMMAND[1:]],
+        [sys.executable, "-c", code],
         cwd=tmp_path,
         capture_output=True,
         text=True,
