@@ -15,8 +15,10 @@ from forebay.errors import CheckpointError
 from gpu_executor.layers.mlp import GatedMlp
 from gpu_executor.models.decoder import Decoder
 from gpu_executor.models.loader import load_model, resolve_dtype, weight_table
+from gpu_executor.models.tower_loader import load_tower
 from kernels.quantized_linear import PackedWeight
 from tests.gpu_executor.models.checkpoints import Case, case_of, hub_tensors, tiny_model, write
+from tests.gpu_executor.models.media_cases.llava import LLAVA_CLIP
 from tests.gpu_executor.models.paged import run_in_chunks
 from tests.gpu_executor.quant import quantizers
 from tests.gpu_executor.quant.quantizers import SCHEMES, Scheme, Tensors, gptq, quantize_checkpoint, scheme_of
@@ -167,6 +169,23 @@ def test_quantized_numbers_do_not_tell_the_models_number_format(tmp_path: Path) 
     stored, _, _ = quantize_checkpoint(hub_tensors(tiny_model(case), case), scheme_of("fp8-blocks"))
     write(tmp_path, case, stored, dtype=torch.bfloat16)
     assert resolve_dtype("auto", {}, torch.device("cpu"), folder=tmp_path) == torch.bfloat16
+
+
+@pytest.mark.parametrize("name", ["pack-quantized", "fp8-blocks"])
+def test_towers_may_be_quantized_too(tmp_path: Path, name: str) -> None:
+    """Their modules are transformers' own, whose weights are plain: those of the language model behind them may stay."""
+    written = write_both(tmp_path, LLAVA_CLIP.case, scheme_of(name))
+    assert any("vision_tower" in name for name in written.names) and any("language" in name for name in written.names)
+    plain, unpacked = load(written.plain).weights, load(written.folder).weights
+    kept = load(written.folder, keep_quantized=True).weights
+    assert unpacked.slots.keys() == plain.slots.keys() == kept.slots.keys() | kept.packed and kept.packed
+    for weights in (unpacked, kept):
+        for slot in weights.slots:
+            torch.testing.assert_close(weights.slots[slot], plain.slots[slot], rtol=1e-6, atol=0)
+    device, keys = torch.device("cpu"), json.loads((written.folder / "config.json").read_text())
+    tower, _ = load_tower(written.folder, keys, dtype=torch.float32, device=device, progress=False)
+    for parameter, value in tower.named_parameters():
+        torch.testing.assert_close(value.data, plain.slots[f"tower.{parameter}"], rtol=1e-6, atol=0)
 
 
 def test_scales_of_activations_and_of_the_cache_change_nothing(tmp_path: Path) -> None:
