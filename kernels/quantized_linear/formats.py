@@ -121,13 +121,13 @@ def pack_integers(
         values = values[order.long()]
     scales = scales.contiguous()
     if num_bits == 8:
-        zeros = None if zeros is None or (zeros == _MIDDLE).all() else (zeros - _MIDDLE).short()
+        zeros = None if zeros is None or (zeros == _MIDDLE).all() else (zeros - _MIDDLE).short().contiguous()
         signed = (values - _MIDDLE).to(torch.int8).t().contiguous()
         return PackedWeight("int8", signed, scales, zeros, group_size, order)
     if din % 8:
         raise ValueError(f"weights of four bits take a multiple of 8 inputs, not {din}")
-    zeros = torch.full_like(scales, 8, dtype=torch.uint8) if zeros is None else zeros.to(torch.uint8)
-    return PackedWeight("int4", pack_nibbles(values), scales, zeros, group_size, order)
+    zeros = torch.full_like(scales, 8, dtype=torch.uint8) if zeros is None else zeros.to(torch.uint8).contiguous()
+    return PackedWeight("int4", pack_nibbles(values).contiguous(), scales, zeros, group_size, order)
 
 
 def _order(g_idx: torch.Tensor | None, din: int, group_size: int) -> torch.Tensor | None:

@@ -15,7 +15,7 @@ import torch
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PackedWeight:
-    """A matrix (Dout, Din): scale * (value - zero)."""
+    """A matrix (Dout, Din): scale * (value - zero). Its tensors are dense."""
 
     kind: str  # fp8 (e4m3fn), int8 or int4
     values: (
@@ -56,9 +56,12 @@ def fits_kernel(weight: PackedWeight) -> bool:
 
 def select_rows(weight: PackedWeight, rows: torch.Tensor) -> PackedWeight:
     """The matrix of some outputs, in this order; rows (n) int64."""
+    packed, values = weight.kind == "int4", weight.values
+    # As bytes, since not every device picks rows of float8.
+    values = values[:, rows] if packed else values.view(torch.uint8)[rows].view(values.dtype)
     return dataclasses.replace(
         weight,
-        values=weight.values[:, rows] if weight.kind == "int4" else weight.values[rows],
+        values=values,
         scales=weight.scales[:, rows],
         zeros=None if weight.zeros is None else weight.zeros[:, rows],
     )

@@ -173,6 +173,14 @@ def test_zeros_in_the_middle_are_none() -> None:
     torch.testing.assert_close(reference.dequantize(four), ((values % 16 - 8).float() * scales).t())
 
 
+def test_what_is_packed_is_dense_whatever_it_is_packed_from() -> None:
+    values, zeros, scales = integers(0, 16, 8, 32).t(), integers(0, 16, 8, 2).t(), positive(8, 2).t()
+    for num_bits in (4, 8):
+        weight = pack_integers(values, zeros, scales, num_bits=num_bits, group_size=16)
+        assert weight.zeros is not None
+        assert all(tensor.is_contiguous() for tensor in (weight.values, weight.scales, weight.zeros))
+
+
 def test_blocks_have_any_size() -> None:
     weight = torch.ones(40, 48, dtype=torch.int8)
     scale = positive(3, 3)
