@@ -1,4 +1,4 @@
-"""Owns the public Tensor <-> arrays. Nothing of a tensor is believed before its shape, type and bytes agree."""
+"""Owns arrays out of the public Tensor. Nothing of a tensor is believed before its shape, type and bytes agree."""
 
 from __future__ import annotations
 
@@ -51,14 +51,6 @@ def to_array(tensor: media_pb2.Tensor, dtypes: Collection[int], dimensions: Coll
     if tensor.dtype in FLOATS and not np.isfinite(array).all():
         raise unusable("the tensor has values that are not finite numbers")
     return array.astype(array.dtype.newbyteorder("="), copy=False)
-
-
-def to_tensor(array: np.ndarray) -> media_pb2.Tensor:
-    """The message of an array of one of the types above; raises ValueError for another."""
-    for number, dtype in _NUMPY.items():
-        if dtype == array.dtype.newbyteorder("<") and number != media_pb2.TENSOR_TYPE_BFLOAT16:
-            return media_pb2.Tensor(dtype=number, shape=array.shape, data=array.astype(dtype, copy=False).tobytes())
-    raise ValueError(f"arrays of {array.dtype} cannot be sent")
 
 
 def _name(dtype: int) -> str:

@@ -37,9 +37,7 @@ class LlavaProcessor:
 
     def __init__(self, files: ProcessorFiles, *, numbered: bool = False) -> None:
         config = model_settings(files)
-        self._vision = read_vision(
-            config,
-        )
+        self._vision = read_vision(config)
         self._recipe = read_recipe(image_settings(files), self._vision.image_size, is_clip=self._vision.class_token)
         self._hidden_size = text_hidden_size(config)
         self._runs = TokenRuns(

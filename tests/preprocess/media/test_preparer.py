@@ -15,9 +15,9 @@ from forebay.v1 import media_pb2
 from preprocess.media.decoder import decode
 from preprocess.media.limits import ALL_FRAMES, MediaLimits, parse_io, parse_items
 from preprocess.media.preparer import MediaPreparer
-from preprocess.media.tensor_codec import to_tensor
 from preprocess.tokenizer import TextTokenizer
 from tests.preprocess.media.files import picture_file, pixels, reason_of, saved, sound_file
+from tests.preprocess.media.tensors import to_tensor
 from tests.preprocess.tokenizer_zoo import tokenizer_of
 from tests.preprocess.toy_processor import TOKENS, ToyProcessor
 

@@ -10,8 +10,8 @@ from forebay.v1 import media_pb2
 from preprocess.media.decoded import Audio, Image, Video
 from preprocess.media.limits import MediaLimits
 from preprocess.media.samples import read_embeddings, read_samples
-from preprocess.media.tensor_codec import to_tensor
 from tests.preprocess.media.files import pixels, reason_of
+from tests.preprocess.media.tensors import to_tensor
 
 IMAGE, VIDEO, AUDIO = np.zeros((4, 6, 3), np.uint8), np.zeros((2, 4, 6, 3), np.uint8), np.zeros(800, np.float32)
 
