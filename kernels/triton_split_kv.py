@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 
+from kernels import batch_invariance
 from kernels.triton_runtime import Specialization, next_power_of_2, num_processors, tl, triton
 
 _MAX_SPLITS = 32
@@ -15,7 +16,12 @@ _MIN_KEYS = 256  # of one split: fewer are read faster than two kernels start
 
 
 def choose_num_splits(num_programs: int, max_keys: int, device: torch.device) -> int:
-    """A power of two: as many as give each processor two programs, if sequences of max_keys keys are long enough."""
+    """A power of two: as many as give each processor two programs, if sequences of max_keys keys are long enough.
+
+    One where a row must not depend on its batch: what it adds up in which order would.
+    """
+    if batch_invariance.is_on():
+        return 1
     wanted = min(2 * num_processors(device) // max(num_programs, 1), max_keys // _MIN_KEYS, _MAX_SPLITS)
     return 1 << (wanted.bit_length() - 1) if wanted > 1 else 1
 

@@ -19,7 +19,7 @@ def act(name: str, x: torch.Tensor, bound: float | None = None) -> torch.Tensor:
         from kernels.activation import kernel
 
         return kernel.act(name, x, bound)
-    return cpu.act(name, x) if x.is_cpu and bound is None else reference.act(name, x, bound)
+    return (cpu if x.is_cpu else reference).act(name, x, bound)
 
 
 def act_and_mul(name: str, x: torch.Tensor, bound: float | None = None) -> torch.Tensor:
@@ -31,7 +31,7 @@ def act_and_mul(name: str, x: torch.Tensor, bound: float | None = None) -> torch
         from kernels.activation import kernel
 
         return kernel.act_and_mul(name, x, bound)
-    return cpu.act_and_mul(name, x) if x.is_cpu and bound is None else reference.act_and_mul(name, x, bound)
+    return (cpu if x.is_cpu else reference).act_and_mul(name, x, bound)
 
 
 def silu_and_mul(x: torch.Tensor) -> torch.Tensor:

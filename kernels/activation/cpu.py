@@ -6,16 +6,17 @@ import torch
 
 from kernels import native
 from kernels.activation import reference
+from kernels.batch_invariance import elementwise
 
 # As the C code numbers them, see native/elementwise.h.
 _NAMES = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3, "relu2": 4}
 
 
-def act(name: str, x: torch.Tensor) -> torch.Tensor:
+def act(name: str, x: torch.Tensor, bound: float | None) -> torch.Tensor:
     """x (...) -> (...)."""
     code = native.codes.get(x.dtype)
-    if code is None:
-        return reference.act(name, x)
+    if code is None or bound is not None:
+        return elementwise(lambda rows: reference.act(name, rows, bound), x)
     x = x.contiguous()
     y = torch.empty_like(x)
     size = x.numel()
@@ -23,11 +24,11 @@ def act(name: str, x: torch.Tensor) -> torch.Tensor:
     return y
 
 
-def act_and_mul(name: str, x: torch.Tensor) -> torch.Tensor:
+def act_and_mul(name: str, x: torch.Tensor, bound: float | None) -> torch.Tensor:
     """x (T, 2F) -> (T, F)."""
     code = native.codes.get(x.dtype)
-    if code is None or x.stride(1) != 1:
-        return reference.act_and_mul(name, x)
+    if code is None or bound is not None or x.stride(1) != 1:
+        return elementwise(lambda rows: reference.act_and_mul(name, rows, bound), x)
     rows, size = x.shape[0], x.shape[1] // 2
     y = x.new_empty(rows, size)
     native.lib.activate(

@@ -15,6 +15,7 @@ import math
 
 import torch
 
+from kernels import batch_invariance
 from kernels.paged_attention.launch import choose_launch
 from kernels.triton_attention import online_softmax, sequence_of_block, store_rows
 from kernels.triton_runtime import Specialization, is_hopper, next_power_of_2, tl, triton, upcast
@@ -165,6 +166,10 @@ def block_sparse_attention(
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     if not num_tokens:
         return out
+    if batch_invariance.is_on():  # rows of one block read strided and local keys by the first one's position
+        block_table, query_start, seq_lens = batch_invariance.rows_as_sequences(
+            block_table, query_start, seq_lens, num_tokens, causal=True
+        )
     launch = choose_launch(num_tokens, len(seq_lens), 1, head_dim, q.dtype, hopper=is_hopper(q.device))
     block_sparse_attention_kernel[num_tokens // launch.block_m + len(seq_lens), num_heads](
         q, k_cache, v_cache, block_table, query_start, seq_lens, out,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from kernels import native
-from kernels.causal_conv import batched
+from kernels import batch_invariance, native
+from kernels.causal_conv import batched, reference
 
 
 def causal_conv(
@@ -29,7 +29,8 @@ def causal_conv(
         or not (weight.is_contiguous() and window.is_contiguous())
         or not (x.stride(1) == 1 or num_channels <= 1)
     ):
-        return batched.causal_conv(x, weight, bias, window, query_start, seq_lens, slots)
+        path = _row_by_row if batch_invariance.is_on() else batched.causal_conv
+        return path(x, weight, bias, window, query_start, seq_lens, slots)
     query_start, seq_lens, slots = query_start.contiguous(), seq_lens.contiguous(), slots.contiguous()
     out = x.new_empty(num_tokens, num_channels)
     native.lib.causal_conv(
@@ -50,4 +51,22 @@ def causal_conv(
         weight.shape[1],
         len(window),
     )
+    return out
+
+
+def _row_by_row(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    window: torch.Tensor,
+    query_start: torch.Tensor,
+    seq_lens: torch.Tensor,
+    slots: torch.Tensor,
+) -> torch.Tensor:
+    """The definition, told of one row at a time, so that its libraries see one shape."""
+    slots, starts, lengths = batch_invariance.rows_as_sequences(slots, query_start, seq_lens, len(x), causal=True)
+    out = x.new_empty(x.shape)
+    for row in range(len(x)):
+        one = slice(row, row + 1)
+        out[one] = reference.causal_conv(x[one].clone(), weight, bias, window, starts[:2], lengths[one], slots[one])
     return out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from kernels import batch_invariance
 from kernels.linear.kernel import Tile, linear_of_heads, specialization
 
 
@@ -11,7 +12,7 @@ def tile(num_tokens: int, dtype: torch.dtype) -> Tile:
     """By how many tokens share a head's matrix."""
     if dtype == torch.float32:  # without tensor cores
         return Tile(16, 64, 32, 4, 2)
-    return Tile(16, 64, 128, 4, 4) if num_tokens <= 32 else Tile(64, 64, 64, 4, 4)
+    return Tile(16, 64, 128, 4, 4) if num_tokens <= 32 and not batch_invariance.is_on() else Tile(64, 64, 64, 4, 4)
 
 
 def head_linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

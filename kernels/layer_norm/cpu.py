@@ -6,13 +6,14 @@ import torch
 import torch.nn.functional as F
 
 from kernels import native
+from kernels.batch_invariance import rowwise
 
 
 def layer_norm(x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, eps: float) -> torch.Tensor:
     """x (..., D), weight (D), bias (D) -> (..., D)."""
     code = _native_code(x, weight, bias)
     if code is None:
-        return torch_layer_norm(x, weight, bias, eps)
+        return rowwise(lambda rows: torch_layer_norm(rows, weight, bias, eps), x)
     return _native_norm(code, x.contiguous(), None, weight, bias, eps)
 
 
@@ -23,7 +24,7 @@ def add_layer_norm(
     code = _native_code(x, weight, bias)
     if code is None or not residual.is_contiguous():
         residual.add_(x)
-        return torch_layer_norm(residual, weight, bias, eps), residual
+        return layer_norm(residual, weight, bias, eps), residual
     return _native_norm(code, x.contiguous(), residual, weight, bias, eps), residual
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from kernels import native
+from kernels import batch_invariance, native
 
 # oneDNN's product for plain dense weights. F.linear sends float32 to MKL, which leaves half of an AMD core idle;
 # the operation is private to torch, so it may be missing.
@@ -22,14 +22,12 @@ _MAX_DOT_TOKENS = {torch.float32: 27, torch.bfloat16: 27, torch.float16: _ANY}
 _MAX_PANEL_TOKENS = {torch.float32: 256, torch.bfloat16: 2048, torch.float16: 0}
 
 
-def linear(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *, batch_invariant: bool = False
-) -> torch.Tensor:
+def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """x (T, Din), weight (Dout, Din), bias (Dout) -> (T, Dout)."""
     dtype, num_tokens = x.dtype, x.shape[0]
     code = native.codes.get(dtype)
     if code is not None and num_tokens:
-        if batch_invariant or num_tokens <= _MAX_DOT_TOKENS[dtype]:
+        if batch_invariance.is_on() or num_tokens <= _MAX_DOT_TOKENS[dtype]:
             return native_linear(DOT, code, x, weight, bias)
         if num_tokens <= _MAX_PANEL_TOKENS[dtype]:
             return native_linear(PANEL, code, x, weight, bias)
@@ -65,7 +63,11 @@ def native_linear(
 
 
 def torch_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """The same from torch's libraries."""
+    """The same from torch's libraries, whose form for many rows is not that for few."""
+    return batch_invariance.rowwise(lambda rows: _library_linear(rows, weight, bias), x)
+
+
+def _library_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     if x.dtype == torch.float32 and _ONEDNN_LINEAR is not None and x.numel() > 0:
         return _ONEDNN_LINEAR(x, weight, bias, "none", [], "")
     return F.linear(x, weight, bias)

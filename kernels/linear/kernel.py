@@ -12,6 +12,7 @@ import dataclasses
 import torch
 import torch.nn.functional as F
 
+from kernels import batch_invariance
 from kernels.triton_runtime import Specialization, tl, triton, upcast
 
 _SWIZZLE = 8  # row blocks that share a column block's weights while these are in the cache
@@ -95,11 +96,9 @@ def _linear(
     tl.store(y_at, total.to(y.dtype.element_ty), (row < num_rows)[:, None] & (column < num_columns)[None, :])
 
 
-def linear(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *, batch_invariant: bool = False
-) -> torch.Tensor:
+def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """x (T, Din), weight (Dout, Din), bias (Dout) -> (T, Dout). Raises ValueError for mixed number formats."""
-    if not batch_invariant:
+    if not batch_invariance.is_on():
         return F.linear(x, weight, bias)
     return linear_of_heads(x[:, None], weight[None], bias, invariant_tile(x.dtype))[:, 0]
 

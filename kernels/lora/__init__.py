@@ -9,7 +9,8 @@ import dataclasses
 
 import torch
 
-from kernels.lora import reference
+from kernels.batch_invariance import is_on
+from kernels.lora import cpu, reference
 from kernels.row_groups import RowGroups, group_rows
 from kernels.triton_path import use_triton
 
@@ -30,7 +31,7 @@ class LoraPlan:
 def plan_lora(adapters: torch.Tensor, num_adapters: int) -> LoraPlan:
     """adapters (T) int32: the place of each token's adapter, -1 for none. On a GPU nothing is read back."""
     average = len(adapters) // num_adapters
-    tile_size = 16 if average <= 16 else 32 if average <= 32 else _MAX_TILE
+    tile_size = _MAX_TILE if is_on() or average > 32 else 16 if average <= 16 else 32
     return LoraPlan(adapters, group_rows(adapters, num_adapters, tile_size), num_adapters)
 
 
@@ -63,4 +64,4 @@ def add_lora(
 
         kernel.add_lora(y, x, a, b, scaling, plan.rows)
         return
-    reference.add_lora(y, x, a, b, scaling, plan.adapters)
+    (cpu if x.is_cpu else reference).add_lora(y, x, a, b, scaling, plan.adapters)

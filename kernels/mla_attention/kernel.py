@@ -17,6 +17,7 @@ import math
 
 import torch
 
+from kernels import batch_invariance
 from kernels.triton_attention import online_softmax, sequence_of_block, store_rows
 from kernels.triton_runtime import Specialization, next_power_of_2, tl, triton, upcast
 from kernels.triton_split_kv import choose_num_splits, merge_specialization, merge_splits, split_buffers
@@ -127,7 +128,7 @@ def choose_launch(rows: int, dtype: torch.dtype) -> Launch:
     """rows: query heads times the tokens of a sequence, which share the sequence's latents."""
     if dtype == torch.float32:
         return Launch(16, 16, 4, 2)
-    if rows <= 16:
+    if rows <= 16 and not batch_invariance.is_on():
         return Launch(16, 32, 4, 3)
     return Launch(64, 16, 8, 2)  # sums of 64 x 512 numbers take half of all registers
 

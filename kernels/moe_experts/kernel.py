@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import torch
 
+from kernels import batch_invariance
 from kernels.activation.kernel import gated
 from kernels.linear.kernel import Tile, block_of_program
 from kernels.row_groups import RowGroups, group_rows
@@ -148,7 +149,7 @@ def tiles(num_pairs: int, num_experts: int, dtype: torch.dtype) -> tuple[Tile, T
     """Of the gate_up and of the down product, by how many rows an expert has on average."""
     if dtype == torch.float32:  # without tensor cores
         return Tile(16, 32, 32, 4, 2), Tile(16, 64, 32, 4, 2)
-    average = num_pairs / num_experts
+    average = 64 if batch_invariance.is_on() else num_pairs / num_experts
     if average <= 16:
         return Tile(16, 64, 128, 4, 4), Tile(16, 64, 128, 4, 4)
     if average <= 64:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from kernels.moe_routing import reference
+from kernels.moe_routing import cpu, reference
 from kernels.triton_path import use_triton
 
 __all__ = ["route"]
@@ -36,7 +36,7 @@ def route(
         or (group_score == "top2" and num_groups > 1 and group_size < 2)
     ):
         raise ValueError(f"cannot choose {top_k} of {num_experts} experts in {topk_groups} of {num_groups} groups")
-    path = reference
+    path = cpu if logits.is_cpu else reference
     if use_triton(logits):
         from kernels.moe_routing import kernel as path
     if score == "sparse_mixer":

@@ -6,6 +6,7 @@ import dataclasses
 
 import torch
 
+from kernels import batch_invariance
 from kernels.triton_runtime import next_power_of_2
 
 
@@ -41,8 +42,11 @@ _FLOAT32 = {
 def choose_launch(
     num_tokens: int, num_seqs: int, group: int, head_dim: int, dtype: torch.dtype, *, hopper: bool
 ) -> Launch:
-    """From what the host knows of a batch: how many query heads (group) of how many tokens share a sequence's keys."""
+    """From what the host knows of a batch: how many query heads (group) of how many tokens share a sequence's keys.
+
+    Where a row must not depend on its batch, one for all: tiles of other keys add up in another order.
+    """
     table = _FLOAT32 if dtype == torch.float32 else _HOPPER if hopper else _AMPERE
-    rows = -(-num_tokens // num_seqs) * group
+    rows = 64 if batch_invariance.is_on() else -(-num_tokens // num_seqs) * group
     launch = table[min(max(next_power_of_2(head_dim), 64), 256)][0 if rows <= 16 else 1 if rows <= 64 else 2]
     return dataclasses.replace(launch, block_m=max(launch.block_m, next_power_of_2(group)))

@@ -5,10 +5,11 @@ Serves every attention whose cache lies in blocks: with values beside the keys, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
+from kernels import batch_invariance
 from kernels.paged_attention.reference import visible_keys
 
 # Scores held at once (float32): long prompts go in slices of queries, and the earlier ones need not look at later keys.
@@ -39,10 +40,10 @@ def padded_attention(
     """q (T, H, K), k_cache (B, G, S, K), v_cache (B, G, S, Kv) -> (T, H, Kv); the rest as in paged_attention.
 
     A mask hides further keys. Without a v_cache the values are the first value_dim numbers of each key. Rows of one
-    token and rows of several are two groups, so that a prompt does not pad the others.
+    token and rows of several are two groups, so that a prompt does not pad the others. In the batch-invariant mode each
+    row is a group of its own.
     """
     out = q.new_empty(*q.shape[:2], value_dim if v_cache is None else v_cache.shape[3])
-    counts = query_start.diff()
     options = {
         "scale": scale,
         "window": window,
@@ -53,7 +54,12 @@ def padded_attention(
         "mask": mask,
         "v_scale": v_scale,
     }
-    for members in ((counts == 1).nonzero().flatten(), (counts > 1).nonzero().flatten()):
+    if batch_invariance.is_on() and (causal or window is None):  # others are whole prompts, which nobody cuts
+        block_table, query_start, seq_lens = batch_invariance.rows_as_sequences(
+            block_table, query_start, seq_lens, len(q), causal=causal
+        )
+    counts = query_start.diff()
+    for members in _groups(counts):
         if len(members):
             _attend_group(
                 out,
@@ -67,6 +73,13 @@ def padded_attention(
                 **options,
             )
     return out
+
+
+def _groups(counts: torch.Tensor) -> Sequence[torch.Tensor]:
+    """counts (R) of rows -> which sequences are padded to one length."""
+    if batch_invariance.is_on():
+        return counts.nonzero().flatten().split(1)
+    return (counts == 1).nonzero().flatten(), (counts > 1).nonzero().flatten()
 
 
 def _attend_group(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from kernels.quantized_linear import reference
+from kernels.quantized_linear import cpu, reference
 from kernels.quantized_linear.formats import pack_awq, pack_gptq, pack_integers, pack_scaled
 from kernels.quantized_linear.packed import PackedWeight, concatenate, fits_kernel, select_rows
 from kernels.quantized_linear.reference import dequantize
@@ -25,7 +25,7 @@ def quantized_linear(x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor |
         raise ValueError(f"this weight takes x (T, {weight.din}), got {tuple(x.shape)}")
     if bias is not None and bias.shape != (weight.dout,):
         raise ValueError(f"this weight takes a bias ({weight.dout},), got {tuple(bias.shape)}")
-    path = reference
+    path = cpu if x.is_cpu else reference
     if use_triton(x):
         from kernels.quantized_linear import kernel as path
     return path.quantized_linear(x, weight, bias)

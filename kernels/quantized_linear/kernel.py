@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import torch
 
+from kernels import batch_invariance
 from kernels.linear.kernel import Tile, block_of_program
 from kernels.quantized_linear.packed import PackedWeight
 from kernels.triton_fp8 import FP8_BITS_SCALE, from_fp8
@@ -99,9 +100,9 @@ def tile(num_tokens: int, dtype: torch.dtype, group_size: int | None) -> Tile:
     """By how many tokens share the weight; group_size is None where there is one group. Raises ValueError for odd groups."""
     if dtype == torch.float32:  # without tensor cores
         wanted = Tile(16, 32, 32, 4, 2)
-    elif num_tokens <= 16:
+    elif num_tokens <= 16 and not batch_invariance.is_on():
         wanted = Tile(16, 32, 128, 4, 4)
-    elif num_tokens <= 64:
+    elif num_tokens <= 64 or batch_invariance.is_on():
         wanted = Tile(64, 64, 64, 4, 4)
     else:
         wanted = Tile(128, 128, 64, 8, 3)

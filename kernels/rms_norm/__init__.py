@@ -18,9 +18,7 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor | None, eps: float) -> torch.
         from kernels.rms_norm import kernel
 
         return (kernel if x.shape[-1] <= kernel.MAX_SIZE else reference).rms_norm(x, weight, eps)
-    if x.is_cpu and weight is not None:
-        return cpu.rms_norm(x, weight, eps)
-    return reference.rms_norm(x, weight, eps)
+    return (cpu if x.is_cpu else reference).rms_norm(x, weight, eps)
 
 
 def add_rms_norm(
@@ -37,6 +35,4 @@ def add_rms_norm(
         from kernels.rms_norm import kernel
 
         return (kernel if x.shape[-1] <= kernel.MAX_SIZE else reference).add_rms_norm(x, residual, weight, eps)
-    if x.is_cpu and weight is not None:
-        return cpu.add_rms_norm(x, residual, weight, eps)
-    return reference.add_rms_norm(x, residual, weight, eps)
+    return (cpu if x.is_cpu else reference).add_rms_norm(x, residual, weight, eps)

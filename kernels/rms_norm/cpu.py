@@ -5,14 +5,15 @@ from __future__ import annotations
 import torch
 
 from kernels import native
+from kernels.batch_invariance import rowwise
 from kernels.rms_norm import reference
 
 
-def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    """x (..., D), weight (D) -> (..., D)."""
+def rms_norm(x: torch.Tensor, weight: torch.Tensor | None, eps: float) -> torch.Tensor:
+    """x (..., D), weight (D) or None for ones -> (..., D)."""
     code = native.codes.get(x.dtype)
-    if code is None or weight.dtype != x.dtype or not weight.is_contiguous():
-        return reference.rms_norm(x, weight, eps)
+    if code is None or weight is None or weight.dtype != x.dtype or not weight.is_contiguous():
+        return rowwise(lambda rows: reference.rms_norm(rows, weight, eps), x)
     size = weight.shape[0]
     if x.is_contiguous():
         rows, outer, inner, inner_stride = x.numel() // max(size, 1), size, 1, 0
@@ -43,13 +44,14 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
 
 
 def add_rms_norm(
-    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor | None, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """x, residual (..., D), weight (D) -> (normed, residual), residual overwritten."""
+    """x, residual (..., D), weight (D) or None -> (normed, residual), residual overwritten."""
     code = native.codes.get(x.dtype)
-    dense = x.is_contiguous() and residual.is_contiguous() and weight.is_contiguous()
-    if code is None or weight.dtype != x.dtype or not dense:
-        return reference.add_rms_norm(x, residual, weight, eps)
+    dense = x.is_contiguous() and residual.is_contiguous()
+    if code is None or weight is None or weight.dtype != x.dtype or not (dense and weight.is_contiguous()):
+        residual.add_(x)
+        return rms_norm(residual, weight, eps), residual
     size = weight.shape[0]
     y = torch.empty_like(x)
     rows = x.numel() // max(size, 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from kernels.batch_invariance import rowwise
 from kernels.sampling.reference import NOISE_RANGE, gumbel_noise
 from kernels.sampling.rows import SampleRow
 
@@ -18,7 +19,7 @@ def sample_rows(logits: torch.Tensor, rows: list[SampleRow]) -> list[int]:
     log_totals = [0.0] * len(rows)
     if any(row.top_p < 1 for row in rows):
         temperatures = torch.tensor([row.temperature for row in rows], device=logits.device)
-        log_totals = torch.logsumexp(logits / temperatures[:, None], dim=-1).tolist()
+        log_totals = rowwise(lambda x: torch.logsumexp(x, dim=-1), logits / temperatures[:, None]).tolist()
     values_np, ids_np = values.cpu().numpy(), ids.cpu().numpy()
     chosen = []
     for i, row in enumerate(rows):

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from kernels import native
+from kernels.batch_invariance import batch_invariant
 from kernels.linear import linear
 from kernels.paged_attention import paged_attention
 from tests.kernels.test_paged_attention import SHAPES, make_case
@@ -63,9 +64,10 @@ def test_kernels_do_not_pass_for_the_package_of_that_name() -> None:
 @needs_native
 def test_batch_invariant_linear_gives_a_row_the_same_bits_in_any_batch(dtype: torch.dtype) -> None:
     x, weight, bias = (torch.randn(*shape).to(dtype) for shape in ((70, 333), (101, 333), (101,)))
-    whole = linear(x, weight, bias, batch_invariant=True)
-    for first, last in ((0, 1), (3, 5), (10, 17), (20, 36), (5, 70)):
-        assert torch.equal(linear(x[first:last], weight, bias, batch_invariant=True), whole[first:last])
+    with batch_invariant():
+        whole = linear(x, weight, bias)
+        for first, last in ((0, 1), (3, 5), (10, 17), (20, 36), (5, 70)):
+            assert torch.equal(linear(x[first:last], weight, bias), whole[first:last])
 
 
 @needs_native
