@@ -66,6 +66,7 @@ class LLM:
         allowed_media_domains: tuple[str, ...] = (),
         kv_cache_memory_bytes: int | None = None,
         gpu_memory_utilization: float = 0.9,
+        batch_invariant: bool = False,
         num_threads: int | None = None,
         seed: int = 0,
         disable_tqdm: bool = False,
@@ -97,7 +98,8 @@ class LLM:
             hf_overrides=hf_overrides, task=task, override_pooler_config=override_pooler_config,
             max_model_len=max_model_len, max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens,
             block_size=block_size, enable_prefix_caching=enable_prefix_caching, kv_cache_memory_bytes=kv_cache_memory_bytes,
-            gpu_memory_utilization=gpu_memory_utilization, num_threads=num_threads, seed=seed,
+            gpu_memory_utilization=gpu_memory_utilization, batch_invariant=batch_invariant, num_threads=num_threads,
+            seed=seed,
         )  # fmt: skip
         self._engine, self._info = build_engine(config, progress=self._show_progress)
         self._reader = InputReader(self._preprocessor, self._info)

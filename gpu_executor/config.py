@@ -67,6 +67,11 @@ class ExecutorConfig:
     media_window_bytes: int = setting(
         1 << 30, help="tensors of media that one frontend's requests may have here at once", metavar="BYTES"
     )
+    batch_invariant: bool = setting(
+        False,
+        help="keep the bits of a request's log-probabilities independent of what else runs, of how its prompt is cut, of "
+        "preemption and of prefix hits; slower",
+    )
     num_threads: int | None = setting(None, help="CPU threads of the model (default: one per core)")
     seed: int = setting(0, help="seed of dummy weights")
     drain_grace_s: float = setting(30.0, help="seconds that running requests get to finish after SIGTERM")

@@ -20,8 +20,9 @@ logger = logging.getLogger(__name__)
 class MediaEncoder:
     """Runs a model's tower. What a client sends may be beyond the tower: that ends the client's request and nobody else's."""
 
-    def __init__(self, model: Decoder, cache: EncoderCache) -> None:
-        self._model, self._cache = model, cache
+    def __init__(self, model: Decoder, cache: EncoderCache, *, together: bool = True) -> None:
+        """`together`: items of one call share the tower's products, whose bits then depend on each other's sizes."""
+        self._model, self._cache, self._together = model, cache, together
         spec = model.spec
         self._num_features = spec.most_encoded if spec.reads_media else None  # of every item; None: as its tokens say
 
@@ -31,7 +32,7 @@ class MediaEncoder:
         inputs = [TowerInput(item.modality, self._on_device(item)) for item in items]
         computed: list[torch.Tensor | ForebayError] = []
         try:
-            computed += self._encode(inputs)
+            computed += self._encode(inputs) if self._together else map(self._encode_alone, inputs)
         except Exception:  # one of them is to blame: each by itself shows which
             computed = [self._encode_alone(found) for found in inputs]
         errors: dict[bytes, ForebayError] = {}

@@ -19,6 +19,7 @@ from gpu_executor.models.pooler import Pooler
 from gpu_executor.pooling import PoolingRunner
 from gpu_executor.sampler import SampledToken, TokenLogprobs, prompt_logprobs, sample
 from gpu_executor.scheduler import ScheduledSequence
+from kernels.batch_invariance import batch_invariant as in_mode
 
 _PROMPT_LOGPROB_ROWS = 64  # rows of logits held at once for prompt log-probabilities: 64 x vocabulary x 4 bytes
 
@@ -50,8 +51,14 @@ class ModelRunner:
         num_snapshots: int = 0,
         pooler: Pooler | None = None,
         features: EncoderCache | None = None,
+        batch_invariant: bool = False,
     ) -> None:
-        """`features` holds those of media that the step's sequences need; None for models that take text alone."""
+        """`features` holds those of media that the step's sequences need; None for models that take text alone.
+
+        With batch_invariant the bits of a part's results do not depend on the plan's other parts, nor on how the tokens
+        before were cut into parts.
+        """
+        self._batch_invariant = batch_invariant
         self.model, self.block_size = model, block_size
         self.device, self.dtype = model.device, model.dtype
         self.features, self._long_from = features, model.spec.long_from
@@ -69,6 +76,10 @@ class ModelRunner:
     @torch.inference_mode()
     def run(self, plan: SequenceOf[ScheduledSequence]) -> RunResult:
         """Computes the plan's tokens and samples for the parts that have caught up; changes no sequence."""
+        with in_mode(self._batch_invariant):
+            return self._run(plan)
+
+    def _run(self, plan: SequenceOf[ScheduledSequence]) -> RunResult:
         sampling = [i for i, part in enumerate(plan) if part.samples]
         wants_prompt = [i for i, part in enumerate(plan) if _wants_prompt_logprobs(part)]
         batch, last_rows = self._batch(plan, sampling)

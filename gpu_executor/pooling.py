@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
 
@@ -13,10 +14,12 @@ from gpu_executor.models.decoder import Decoder
 from gpu_executor.models.pooler import Activation, Pooler
 from gpu_executor.request import Request
 from gpu_executor.scheduler import ScheduledSequence
+from kernels import batch_invariance
+from kernels.batch_invariance import rowwise
 
 _ACTIVATIONS: dict[Activation, Callable[[torch.Tensor], torch.Tensor]] = {
-    "softmax": lambda x: x.softmax(-1),
-    "sigmoid": torch.sigmoid,
+    "softmax": lambda x: rowwise(lambda rows: rows.softmax(-1), x),
+    "sigmoid": lambda x: rowwise(torch.sigmoid, x),
     "identity": lambda x: x,
 }
 _LOGIT_ROWS = 64  # rows of logits held at once, vocabulary x 4 bytes each
@@ -88,8 +91,12 @@ class PoolingRunner:
         """hidden (n, D) -> (1, D) with a prompt's last part, (0, D) before; sums are float32."""
         request, first = part.sequence.request, part.sequence.num_computed_tokens
         skipped = self._num_skipped(request)
-        counted = hidden[max(0, skipped - first) :].sum(0, dtype=torch.float32)  # (D)
-        request.pooled_sum = counted if first == 0 else request.pooled_sum + counted
+        counted = hidden[max(0, skipped - first) :]  # (n, D)
+        before = torch.zeros(hidden.shape[1], device=hidden.device) if first == 0 else request.pooled_sum  # (D)
+        if batch_invariance.is_on():  # in one order, however the prompt was cut
+            request.pooled_sum = functools.reduce(torch.add, counted.float(), before)
+        else:
+            request.pooled_sum = before + counted.sum(0, dtype=torch.float32)
         if not part.samples:
             return hidden[:0]
         mean = request.pooled_sum / (request.num_prompt_tokens - skipped)
@@ -117,7 +124,7 @@ class PoolingRunner:
             if params.dimensions is not None:
                 rows = rows[:, : params.dimensions]
             normalize = pooler.normalize if params.normalize is None else params.normalize
-            return torch.nn.functional.normalize(rows, dim=-1) if normalize else rows
+            return rowwise(lambda row: torch.nn.functional.normalize(row, dim=-1), rows) if normalize else rows
         activates = pooler.activates if params.activation is None else params.activation
         return _ACTIVATIONS[pooler.activation](rows) if activates else rows
 

@@ -9,6 +9,7 @@ import torch
 
 from gpu_executor.logits import change_logits
 from gpu_executor.request import Sequence
+from kernels.batch_invariance import rowwise
 from kernels.sampling import SampleRow, sample_rows
 
 
@@ -33,7 +34,7 @@ class SampledToken:
 def sample(logits: torch.Tensor, sequences: SequenceOf[Sequence]) -> list[SampledToken]:
     """logits (N, V) float32, one row per sequence; changed in place. A row that is not finite spoils no other."""
     logprob_rows = [i for i, s in enumerate(sequences) if s.request.sampling.logprobs is not None]
-    raw = logits[logprob_rows].log_softmax(-1) if logprob_rows else None  # (N', V)
+    raw = _log_softmax(logits[logprob_rows]) if logprob_rows else None  # (N', V)
     for row, sequence in enumerate(sequences):
         if sequence.changes_logits:
             change_logits(logits[row], sequence)
@@ -60,8 +61,13 @@ def sample(logits: torch.Tensor, sequences: SequenceOf[Sequence]) -> list[Sample
 
 def prompt_logprobs(logits: torch.Tensor, next_ids: SequenceOf[int], num_top: int) -> list[TokenLogprobs]:
     """logits (N, V) at prompt positions and the prompt token that follows each -> N entries."""
-    raw = logits.log_softmax(-1)
+    raw = _log_softmax(logits)
     return [_gather(raw[i], token_id, num_top, ()) for i, token_id in enumerate(next_ids)]
+
+
+def _log_softmax(logits: torch.Tensor) -> torch.Tensor:
+    """logits (N, V) -> (N, V)."""
+    return rowwise(lambda rows: rows.log_softmax(-1), logits)
 
 
 def _gather(raw: torch.Tensor, token_id: int, num_top: int, extra_ids: tuple[int, ...]) -> TokenLogprobs:

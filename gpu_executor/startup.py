@@ -102,6 +102,7 @@ def build_engine(config: ExecutorConfig, *, progress: bool = True) -> tuple[Engi
         num_snapshots=num_snapshots or 0,
         pooler=pooler,
         features=features,
+        batch_invariant=config.batch_invariant,
     )
     beside_decode = config.max_prefill_tokens_beside_decode or (128 if device.type == "cpu" else budget)
     scheduler = Scheduler(
@@ -130,7 +131,7 @@ def build_engine(config: ExecutorConfig, *, progress: bool = True) -> tuple[Engi
         pooler=pooler,
         spec=model.spec,
         modalities=modalities,
-        encode=None if features is None else MediaEncoder(model, features),
+        encode=None if features is None else MediaEncoder(model, features, together=not config.batch_invariant),
     )
     info = ModelInfo(
         architecture=model.spec.architecture,

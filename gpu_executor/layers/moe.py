@@ -7,6 +7,7 @@ import torch
 from gpu_executor.layers.linear import Linear
 from gpu_executor.layers.mlp import GatedMlp, PlainMlp
 from gpu_executor.models.spec import Moe
+from kernels.batch_invariance import elementwise
 from kernels.moe_experts import moe_experts
 from kernels.moe_routing import route
 
@@ -43,7 +44,7 @@ class MoeMlp:
             return y
         shared = self.shared(x)
         if self._shared_gate is not None:
-            shared *= self._shared_gate(x).sigmoid()
+            shared *= elementwise(torch.sigmoid, self._shared_gate(x))
         return y.add_(shared)
 
     def experts(self, x: torch.Tensor) -> torch.Tensor:

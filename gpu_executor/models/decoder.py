@@ -17,6 +17,7 @@ from gpu_executor.models.stack import Stack
 from gpu_executor.models.towers.assembly import assemble
 from gpu_executor.models.towers.tower import TowerInput
 from gpu_executor.models.weights import Weights
+from kernels.batch_invariance import elementwise
 
 
 class Decoder:
@@ -84,7 +85,7 @@ class Decoder:
         if decoder.logit_scale != 1.0:
             logits *= decoder.logit_scale
         if decoder.logit_softcap is not None:
-            logits = logits.div_(decoder.logit_softcap).tanh_().mul_(decoder.logit_softcap)
+            logits = elementwise(torch.tanh_, logits.div_(decoder.logit_softcap)).mul_(decoder.logit_softcap)
         if self._masked_ids is not None:
             logits[:, self._masked_ids] = -torch.inf
         return logits

@@ -11,6 +11,7 @@ from gpu_executor.models.registry import Resolved
 from gpu_executor.models.rules import Rule, rename
 from gpu_executor.models.spec import Classifier, Pooling
 from gpu_executor.models.weights import Weights
+from kernels.batch_invariance import elementwise
 
 SCORE = rename(r"score\.(weight|bias)", r"score.\1")  # of decoders that classify
 
@@ -25,7 +26,7 @@ class ClassifierHead:
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
         """hidden (N, D) -> (N, num_classes) float32, before any activation."""
         if self._dense is not None:
-            hidden = self._act(self._dense(hidden))
+            hidden = elementwise(self._act, self._dense(hidden))
         return self._score(hidden).float()
 
 
