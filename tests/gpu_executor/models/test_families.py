@@ -251,9 +251,12 @@ def test_minicpm4_has_its_longrope_where_there_is_more_than_it_was_trained_on() 
         "original_max_position_embeddings": 32768,
     }  # fmt: skip
     config = LLAMA_LIKE | {"max_position_embeddings": 32768, "rope_scaling": scaling, "sparse_config": {"topk": 64}}
-    assert rope_of(resolve("MiniCPMForCausalLM", config)).scaling == LongRopeScaling((1.0,) * 64, 1.0)
-    longer = rope_of(resolve("MiniCPMForCausalLM", config | {"max_position_embeddings": 131072})).scaling
-    assert isinstance(longer, LongRopeScaling) and longer.factors == (4.0,) * 64 and longer.magnitude > 1
+    spec = resolve("MiniCPMForCausalLM", config)
+    assert rope_of(spec).scaling == LongRopeScaling((1.0,) * 64, 1.0, (4.0,) * 64, 1.0, 32768)
+    assert spec.long_from is None
+    longer = resolve("MiniCPMForCausalLM", config | {"max_position_embeddings": 131072})
+    assert longer.long_from == 32768
+    assert rope_of(longer).scaling.long.magnitude > 1
 
 
 def test_minicpm_s_has_a_bounded_activation() -> None:
@@ -334,15 +337,17 @@ def test_heads_of_phi_3_small_may_see_the_same_blocks() -> None:
     assert decoder.layers[0].mixer.head_step == 0
 
 
-@pytest.mark.parametrize(("max_model_len", "factor", "magnitude"), [(None, 4.0, 1.19), (8192, 1.5, 1.0)])
-def test_phi_3_small_128k_names_the_magnitudes(max_model_len: int | None, factor: float, magnitude: float) -> None:
+@pytest.mark.parametrize(("max_model_len", "long_from"), [(None, 8192), (8192, None)])
+def test_phi_3_small_128k_names_the_magnitudes(max_model_len: int | None, long_from: int | None) -> None:
     scaling = {
         "type": "longrope", "short_factor": [1.5] * 64, "long_factor": [4.0] * 64, "short_mscale": 1.0,
         "long_mscale": 1.19, "original_max_position_embeddings": 8192,
     }  # fmt: skip
     config = PHI3SMALL | {"max_position_embeddings": 131072, "rope_scaling": scaling}
-    attention = attention_of(resolve("Phi3SmallForCausalLM", config, max_model_len), 1)
-    assert attention.positions == Rope(128, 1e6, LongRopeScaling((factor,) * 64, magnitude))
+    spec = resolve("Phi3SmallForCausalLM", config, max_model_len)
+    scaling = LongRopeScaling((1.5,) * 64, 1.0, (4.0,) * 64, 1.19, 8192)
+    assert attention_of(spec, 1).positions == Rope(128, 1e6, scaling)
+    assert spec.long_from == long_from
 
 
 def test_phi_3_small_may_stretch_positions() -> None:

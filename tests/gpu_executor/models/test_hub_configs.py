@@ -73,11 +73,11 @@ def test_phi_3_has_longrope_by_any_of_its_names(kind: str) -> None:
     scaling = {"type": kind, "short_factor": [1.05] * 48, "long_factor": [1.0 + i for i in range(48)]}
     long = spec_of("Phi3ForCausalLM", **PHI_3_MINI_128K, rope_scaling=scaling)
     short = spec_of("Phi3ForCausalLM", 4096, **PHI_3_MINI_128K, rope_scaling=scaling)
-    for spec, factors in ((long, scaling["long_factor"]), (short, scaling["short_factor"])):
-        assert attention_of(spec).positions == Rope(
-            96, 10000.0, LongRopeScaling(tuple(factors), pytest.approx(1.190238))
-        )
-    assert long.max_model_len == 131072
+    magnitude = pytest.approx(1.190238)
+    expected = LongRopeScaling((1.05,) * 48, magnitude, tuple(scaling["long_factor"]), magnitude, 4096)
+    for spec in (long, short):
+        assert attention_of(spec).positions == Rope(96, 10000.0, expected)
+    assert (long.max_model_len, long.long_from, short.long_from) == (131072, 4096, None)
 
 
 def test_the_first_releases_of_stablelm_have_names_of_their_own() -> None:

@@ -82,7 +82,7 @@ def test_minicpm3_4b_leaves_the_size_of_values_and_the_tied_head_to_its_class() 
         kv_lora_rank=256, max_position_embeddings=32768, rms_norm_eps=1e-5, scale_emb=12, dim_model_base=256,
         scale_depth=1.4, hidden_act="silu", rope_scaling=scaling,
     )  # fmt: skip
-    rope = Rope(32, 10000.0, LongRopeScaling((1.05,) * 16, 1.0))
+    rope = Rope(32, 10000.0, LongRopeScaling((1.05,) * 16, 1.0, (1.1,) * 16, 1.0, 32768))
     assert spec.decoder.layers[0].mixer == Mla(40, 64, 64, 256, 768, rope, 96**-0.5, Norm("rms", 1e-6))
     assert spec.decoder.tied and spec.decoder.embed_scale == 12
     assert spec.decoder.layers[0].residual_scale == pytest.approx(1.4 / 62**0.5)
@@ -99,8 +99,10 @@ def test_phi_moe_has_a_magnitude_for_each_length() -> None:
                          "long_mscale": 1.25, "original_max_position_embeddings": 4096},
     }  # fmt: skip
     long, short = spec_of("PhiMoEForCausalLM", **keys), spec_of("PhiMoEForCausalLM", 4096, **keys)
-    assert attention_of(long).positions.scaling == LongRopeScaling((2.0,) * 64, 1.25)
-    assert attention_of(short).positions.scaling == LongRopeScaling((1.0,) * 64, 1.2431)
+    for spec in (long, short):
+        scaling = LongRopeScaling((1.0,) * 64, 1.2431, (2.0,) * 64, 1.25, 4096)
+        assert attention_of(spec).positions.scaling == scaling
+    assert (long.long_from, short.long_from) == (4096, None)
     assert long.decoder.layers[0].mlp == Moe(16, 2, 6400, score="sparse_mixer", jitter=0.01)
 
 
