@@ -203,3 +203,19 @@ def test_a_prompt_has_no_more_items_than_are_allowed(tmp_path: Path) -> None:
         LLM(str(tmp_path), limit_mm_per_prompt={"picture": 1}, **options)
     with pytest.raises(InvalidRequest, match="media_io_kwargs: video has no 'fps'"):
         LLM(str(tmp_path), media_io_kwargs={"video": {"fps": 2}}, **options)
+
+
+def test_embeddings_stand_beside_pictures_of_the_same_prompt(llm: LLM) -> None:
+    cases = read_golden("media/InternVLChatModel")["cases"]
+    two = next(case for case in cases if len(case.get("images") or []) == 2)
+    (pixels,) = media_of(cases[0])["image"]
+    rows = media_of(next(case for case in cases if "image_embeds" in case))["image"]["image_embeds"]
+    params = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
+    outputs = llm.generate(
+        [
+            {"prompt": two["prompt"], "multi_modal_data": {"image": images}}
+            for images in ([pixels] * 2, [pixels, rows[0]])
+        ],
+        params,
+    )
+    assert outputs[0].outputs[0].token_ids == outputs[1].outputs[0].token_ids
