@@ -61,10 +61,8 @@ def reference(folder: Path) -> References:
         pictures = [picture(*size, seed=index) for index, size in enumerate(sizes)]
         special = "<s>" not in text
         options = {"add_special_tokens": special, "return_tensors": "pt"}
-        if pictures:
-            inputs = dict(theirs(images=pictures, text=text, **options))
-        else:  # theirs would put two <s> in front of it
-            inputs = dict(theirs.tokenizer(text, **options))
+        # Without pictures, theirs would put two <s> in front of the text.
+        inputs = dict(theirs(images=pictures, text=text, **options) if pictures else theirs.tokenizer(text, **options))
         items = [ours.prepare(Image(pixels), len(pictures)) for pixels in pictures]
         given = prompt_text(text, tokenizer)
         given.adds_special_tokens = special
