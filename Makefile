@@ -9,10 +9,10 @@ NPM_TOOLS := @bufbuild/buf@1.75.0 @grpc/grpc-js@1.14.7 @grpc/proto-loader@0.8.1
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint protos readme tools checkpoint train-demo bench clean
+.PHONY: help demo demo-image test test-slow lint protos readme tools checkpoint train-demo train-demo-image bench clean
 
 help: ## Show this list
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
 $(VENV)/pyvenv.cfg:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
@@ -31,6 +31,10 @@ $(VENV)/.test: $(VENV)/.all
 
 demo: $(VENV)/.all ## Start executor and frontend with the embedded model and stream a completion
 	@$(BIN)/python demo/run.py
+
+demo-image: $(VENV)/.all ## The same with a picture, drawn (SEED=n: another one) or yours (IMAGE=path, QUESTION=text)
+	@$(BIN)/python demo/run_image.py $(if $(IMAGE),--image "$(IMAGE)") $(if $(SEED),--seed $(SEED)) \
+		$(if $(QUESTION),--question "$(QUESTION)")
 
 test: $(VENV)/.test ## Run the test suite
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m 'not slow and not gpu'
@@ -55,6 +59,9 @@ checkpoint: $(VENV)/.test ## Install the one released checkpoint that pip can br
 
 train-demo: $(VENV)/.test ## Train the embedded demo model again
 	@$(BIN)/python demo/train.py
+
+train-demo-image: $(VENV)/.test ## Train the embedded model of the image demo again
+	@$(BIN)/python demo/train_image_model.py
 
 bench: $(VENV)/.test ## Measure the engine on the embedded model
 	@$(BIN)/python benchmarks/offline.py --model demo/model
