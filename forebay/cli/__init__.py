@@ -74,6 +74,10 @@ VERBS = {
         "forebay.cli.describe", "show what a checkpoint becomes: spec, weights, memory",
         "forebay describe Qwen/Qwen2-0.5B-Instruct --load-format dummy", "executor",
     ),
+    "verify": Verb(
+        "forebay.cli.verify", "check the kernels on this machine's device; needs no model",
+        "forebay verify --device cpu --dtype bfloat16", "executor",
+    ),
     "health": Verb(
         "forebay.cli.health", "ask a server whether it serves; the exit status says it too",
         "forebay health --server localhost:50051",
