@@ -18,10 +18,12 @@ class ForebayEngine:
         load_format: str = "auto",
         max_model_len: int = 2048,
         threads: int | None = None,
+        batch_invariant: bool = False,
     ) -> None:
         config = ExecutorConfig(
             model=model, dtype=dtype, load_format=load_format, max_model_len=max_model_len, max_num_seqs=64,
             kv_cache_memory_bytes=2 << 30, enable_prefix_caching=False, num_threads=threads,
+            batch_invariant=batch_invariant,
         )  # fmt: skip
         self.engine, info = build_engine(config, progress=False)
         self.vocab_size = info.vocab_size

@@ -45,6 +45,7 @@ def main() -> int:
         action="store_true",
         help="run vLLM with enforce_eager: faster to start, on some CPUs faster at all",
     )
+    parser.add_argument("--batch-invariant", action="store_true", help="run Forebay with this flag of its own")
     parser.add_argument(
         "--cache-dir", type=Path, default=Path(tempfile.gettempdir()), help="where random checkpoints are kept"
     )
@@ -79,6 +80,7 @@ def run_child(arguments: argparse.Namespace, engine: str, model: str, dtype: str
         "--prompt-len", str(arguments.prompt_len), "--num-tokens", str(arguments.num_tokens),
         "--prefill-len", str(arguments.prefill_len), "--repeats", str(arguments.repeats),
         *(["--peer-eager"] if arguments.peer_eager else []),
+        *(["--batch-invariant"] if arguments.batch_invariant else []),
     ]  # fmt: skip
     print(f"measuring {engine} in {dtype} …", file=sys.stderr, flush=True)
     started = str(time.time())
@@ -100,7 +102,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
     else:
         from engine_forebay import ForebayEngine
 
-        engine = ForebayEngine(arguments.model, arguments.dtype)
+        engine = ForebayEngine(arguments.model, arguments.dtype, batch_invariant=arguments.batch_invariant)
     workloads.run(engine, [workloads.prompt(engine, 8, 1)], 1)
     result = {"start_to_first_token_s": time.time() - started}
     workloads.run(engine, [workloads.prompt(engine, 64, 2)] * 2, 8)  # warm up
