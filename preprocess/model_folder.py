@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from forebay.errors import CheckpointError
 from forebay.executor.v1 import executor_pb2 as wire
 from forebay.fingerprint import PROCESSOR_VERSION, model_digest, tokenizer_digest
 from forebay.hub import resolve_model
@@ -51,6 +52,8 @@ class ModelFolder:
             hf_overrides=hf_overrides,
         )
         config = read_model_config(folder)
+        if not config:
+            raise CheckpointError(f"{folder} has no config.json: is it a model folder?")
         fingerprint = wire.Fingerprint(
             model_digest=model_digest(config),  # of the files alone, as executors give it
             # A tokenizer from elsewhere is a choice of the operator: executors, which never see it, hold the model's own.
