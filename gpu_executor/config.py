@@ -70,7 +70,7 @@ class ExecutorConfig:
     batch_invariant: bool = setting(
         False,
         help="keep the bits of a request's log-probabilities independent of what else runs, of how its prompt is cut, of "
-        "preemption and of prefix hits; slower",
+        "preemption and of prefix hits; slower, and shown on CPUs alone so far",
     )
     num_threads: int | None = setting(None, help="CPU threads of the model (default: one per core)")
     seed: int = setting(0, help="seed of dummy weights")
